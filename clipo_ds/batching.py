@@ -1,0 +1,153 @@
+"""Groups become padded micro-batches: planned by a token budget, collated, and equalised over ranks.
+
+Layer L1: imports torch and `clipo_ds.types` only; knows no ranks (the caller says how many micro-batches all of them
+run). The published code splits a batch by a fixed number of rows; here rows are sorted by length and cut by padded
+tokens, and the objective divides by global counts, so how rows are cut changes the speed and never the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from clipo_ds.types import Batch, Group, Prompt, Rollout
+
+
+def flatten_groups(groups: Iterable[Group]) -> list[tuple[Prompt, Rollout]]:
+    """The N = P * G rollouts of P groups with their prompts, the rollouts of a group side by side."""
+    return [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+
+
+def plan_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cut rows into micro-batches whose padded size, rows times longest row, stays within a token budget.
+
+    Rows are sorted by length, longest first (equal lengths keep their order), and each micro-batch takes as many as
+    fit. No other plan needs fewer micro-batches, padding is small because neighbours are of like length, and the
+    longest rows come first: a budget that is too large for the memory fails at once, not at the end of the pass.
+
+    Args:
+        lengths: Tokens of prompt and response together, [N], each at least 1.
+        max_tokens: The budget in padded tokens, `optimizer.max_tokens_per_micro_batch`.
+
+    Returns:
+        Positions in `lengths`, every one exactly once. Nothing for no rows.
+
+    Raises:
+        ValueError: A single row is longer than the budget.
+
+    >>> plan_micro_batches([3, 9, 4, 2], max_tokens=10)
+    [[1], [2, 0], [3]]
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    if order and lengths[order[0]] > max_tokens:
+        raise ValueError(
+            f"`optimizer.max_tokens_per_micro_batch` must be at least the tokens of the longest row "
+            f"({lengths[order[0]]}), got {max_tokens}"
+        )
+    plan: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        fitting = max_tokens // max(1, lengths[order[start]])
+        plan.append(order[start : start + fitting])
+        start += fitting
+    return plan
+
+
+def collate(
+    flat: Sequence[tuple[Prompt, Rollout]], rows: Sequence[int], pad_token_id: int, *, is_padding: bool = False
+) -> Batch:
+    """Lay rollouts out as one right-padded micro-batch on the CPU.
+
+    Args:
+        flat: A rank's rollouts with their prompts.
+        rows: Positions in `flat`, [N], at least one; they become the rows of the batch in this order.
+        pad_token_id: Fills the columns after a row's last token; any id that the model can embed.
+        is_padding: Mark the batch as zero-weight; its response mask is False throughout.
+
+    Returns:
+        `Batch` with S = the longest row and T = the longest response, but at least 1. A response without tokens has a
+        mask that is False throughout.
+
+    Raises:
+        ValueError: There are no rows, or a prompt has no tokens (nothing would produce its first response token).
+    """
+    if not rows:
+        raise ValueError("`rows` must be at least one position, got none")
+    pairs = [flat[row] for row in rows]
+    for row, (prompt, _) in zip(rows, pairs, strict=True):
+        if not prompt.token_ids:
+            raise ValueError(f"`flat[{row}]` must have a prompt of at least one token, got none (prompt {prompt.uid})")
+    response_start = torch.tensor([len(prompt.token_ids) for prompt, _ in pairs])
+    num_response = torch.tensor([len(rollout.token_ids) for _, rollout in pairs])
+    response_mask = _leading(num_response, max(1, int(num_response.max())))
+    attention_mask = _leading(response_start + num_response, int((response_start + num_response).max()))
+    input_ids = torch.full(attention_mask.shape, pad_token_id)
+    response_ids = torch.full(response_mask.shape, pad_token_id)
+    # Masked assignment fills row by row, so one flat list of tokens lays out the whole batch.
+    input_ids[attention_mask] = torch.tensor([t for p, r in pairs for ids in (p.token_ids, r.token_ids) for t in ids])
+    response_ids[response_mask] = torch.tensor([t for _, r in pairs for t in r.token_ids], dtype=torch.long)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        response_start=response_start,
+        response_ids=response_ids,
+        response_mask=response_mask & (not is_padding),
+        rows=tuple(rows),
+        is_padding=is_padding,
+    )
+
+
+def equalise(batches: Sequence[Batch], count: int, pad_token_id: int) -> list[Batch]:
+    """Append padding micro-batches until there are `count`, so that every rank makes the same forwards and backwards.
+
+    Under ZeRO-3 each pass is a collective: a rank with fewer of them would leave the others waiting for ever. A padding
+    micro-batch is a single prompt token without a response, the cheapest pass there is, and needs no rollout of the
+    rank's own; its response mask is False throughout and its `rows` are (0,), which `is_padding` forbids to read.
+
+    Raises:
+        ValueError: There are more than `count` already.
+    """
+    if len(batches) > count:
+        raise ValueError(f"`count` must be at least the number of micro-batches ({len(batches)}), got {count}")
+    nothing = (Prompt(0, "", (pad_token_id,), "", ""), Rollout((), (), "", False))
+    padding = collate([nothing], [0], pad_token_id, is_padding=True)
+    return [*batches, *[padding] * (count - len(batches))]
+
+
+def split_mini_batches(
+    num_groups: int, group_size: int, count: int, generator: torch.Generator | None = None
+) -> list[list[int]]:
+    """Split a rank's rollouts into the mini-batches of one pass: whole groups, sizes within one group of each other.
+
+    Mini-batch m takes every `count`-th group from the m-th on, and the generator draws the order in which the
+    mini-batches come. Neither depends on the rank: where `count` divides every rank's contiguous share of groups, the
+    *global* mini-batches are the same on any number of ranks. (The groups themselves are in shuffled order already.)
+
+    Args:
+        num_groups: Groups on this rank, side by side in the flat list of rollouts.
+        group_size: Rollouts a group.
+        count: Mini-batches, `optimizer.mini_batches`. With fewer groups some are empty: the rank still takes part.
+        generator: Draws the order, seeded alike on every rank; None keeps the order 0, 1, ….
+
+    Returns:
+        `count` lists of positions in the flat list of rollouts, every position exactly once.
+
+    Raises:
+        ValueError: `count` is below 1.
+
+    >>> split_mini_batches(num_groups=3, group_size=2, count=2)
+    [[0, 1, 4, 5], [2, 3]]
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}")
+    order = range(count) if generator is None else torch.randperm(count, generator=generator).tolist()
+    return [
+        [group * group_size + k for group in range(first, num_groups, count) for k in range(group_size)]
+        for first in order
+    ]
+
+
+def _leading(counts: torch.Tensor, width: int) -> torch.Tensor:
+    """Bool[N, width], True in the first ``counts[n]`` columns of row n."""
+    return torch.arange(width)[None, :] < counts[:, None]

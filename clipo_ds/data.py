@@ -1,0 +1,190 @@
+"""Problems become tokenised prompts, and prompts get a reproducible order.
+
+Layer L1: imports `clipo_ds.sources`, which says what a data source is and how its rows are read, and `clipo_ds.schema`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from clipo_ds.schema import DataConfig
+from clipo_ds.sources import Problem, check_sources, read_problems
+from clipo_ds.types import InputError, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["LoadedPrompts", "PromptOrder", "check_sources", "load_prompts"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedPrompts:
+    """What the sources hold after prompts that are too long were dropped."""
+
+    prompts: list[Prompt]
+    num_rows: int  # rows read
+    num_too_long: int  # rows dropped for `data.max_prompt_tokens`
+
+
+def load_prompts(
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    *,
+    max_rows: int | None = None,
+    field: str = "data.train",
+) -> LoadedPrompts:
+    """Read all sources, render the chat template and tokenise.
+
+    Args:
+        sources: In the forms that `clipo_ds.sources` lists.
+        tokenizer: The policy's; its chat template is used as it is.
+        data: `kind`, `system_prompt` (takes the place of a row's own system message), `instruction` and
+            `max_prompt_tokens`.
+        max_rows: Read at most the first rows of each source; None reads all.
+        field: The setting that named the sources, for messages.
+
+    Returns:
+        Prompts in the order of sources and rows. `uid` counts rows over all sources, dropped ones included, so that a
+        prompt's random stream does not depend on `data.max_prompt_tokens`.
+
+    Raises:
+        InputError: A source is missing, unreadable or empty; a row is malformed (the message names file and row); the
+            tokenizer has no chat template or the template refuses the messages; every prompt is too long.
+    """
+    _require_chat_template(tokenizer)
+    if not sources:
+        raise InputError(f"`{field}` must be at least one source, got none")
+    prompts: list[Prompt] = []
+    num_rows = 0
+    lengths: list[int] = []
+    for given in sources:
+        problems = list(read_problems(given, field=field, max_rows=max_rows))
+        kind = data.kind if data.kind != "auto" else _kind_of([problem.ground_truth for problem in problems])
+        texts = [_render(problem, tokenizer, data) for problem in problems]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        for problem, text, token_ids in zip(problems, texts, encoded, strict=True):
+            uid = num_rows
+            num_rows += 1
+            lengths.append(len(token_ids))
+            if not token_ids:
+                raise InputError(f"{problem.where}: the prompt must have at least one token, got the text {text!r}")
+            if len(token_ids) <= data.max_prompt_tokens:
+                prompts.append(
+                    Prompt(uid, text, tuple(token_ids), problem.ground_truth, problem.source, kind, problem.metadata)
+                )
+    _report_lengths(lengths, len(prompts), data.max_prompt_tokens, field)
+    return LoadedPrompts(prompts, num_rows, num_rows - len(prompts))
+
+
+class PromptOrder:
+    """The order in which prompts are trained on: one permutation an epoch, known from the seed alone.
+
+    What `batch` gives depends on its arguments only, so a resumed run needs no more than the number of prompts drawn
+    before it. The last prompts of an epoch share a batch with the first of the next one, and `size` consecutive draws
+    never hold a prompt twice (if there are that many). Draw with one size throughout a run: it shapes the seams between
+    epochs.
+
+    >>> order = PromptOrder(num_prompts=5, seed=0)
+    >>> sorted([*order.batch(0, 2), *order.batch(2, 2), order.batch(4, 2)[0]])
+    [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, num_prompts: int, seed: int) -> None:
+        if num_prompts < 1:
+            raise ValueError(f"`num_prompts` must be at least 1, got {num_prompts}")
+        self.num_prompts = num_prompts
+        self.seed = seed
+        self._epochs: dict[int, list[list[int]]] = {}  # by spacing; each permutation follows from the one before
+
+    def batch(self, position: int, size: int) -> list[int]:
+        """Indices of the `size` prompts that follow after `position` draws."""
+        spacing = min(size, self.num_prompts)
+        drawn = (divmod(position + i, self.num_prompts) for i in range(size))
+        return [self._epoch(epoch, spacing)[place] for epoch, place in drawn]
+
+    def _epoch(self, epoch: int, spacing: int) -> list[int]:
+        epochs = self._epochs.setdefault(spacing, [])
+        while len(epochs) <= epoch:
+            # Python promises this stream for every version; numpy's and torch's permutations may change.
+            stream = random.Random(f"{self.seed}/{len(epochs)}")
+            priority = [stream.random() for _ in range(self.num_prompts)]
+            # The first epoch follows no other, so nothing has to keep its distance.
+            previous, distance = (epochs[-1], spacing) if epochs else (range(self.num_prompts), 1)
+            epochs.append(_spaced_order(previous, priority, distance))
+        return epochs[epoch]
+
+
+def _spaced_order(previous: Sequence[int], priority: Sequence[float], spacing: int) -> list[int]:
+    """A permutation in which every item comes at least `spacing` draws after its place in the permutation before.
+
+    Place by place it takes the item of lowest priority among those that are far enough away. There always is one: at
+    place i all but `spacing` - 1 - i items are, and only i of them are taken.
+    """
+    num_free = len(previous) - spacing + 1
+    free = [(priority[item], item) for item in previous[:num_free]]
+    heapq.heapify(free)
+    order = []
+    for item in previous[num_free:]:
+        order.append(heapq.heappop(free)[1])
+        heapq.heappush(free, (priority[item], item))
+    return order + [item for _, item in sorted(free)]
+
+
+def _require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"`model.path` must be a model whose tokenizer has a chat template, got {tokenizer.name_or_path!r} without "
+            "one; take its instruct version, or put a `chat_template.jinja` into a local copy of the model's folder"
+        )
+
+
+def _render(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str:
+    messages = problem.messages
+    if data.instruction is not None:
+        messages = [
+            {**m, "content": f"{m['content']}\n{data.instruction}"} if m["role"] == "user" else m for m in messages
+        ]
+    if data.system_prompt is not None:
+        own = [m for m in messages if m["role"] != "system"]
+        messages = [{"role": "system", "content": data.system_prompt}, *own]
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        origin = "`data.system_prompt` and the row" if data.system_prompt is not None else "the row"
+        raise InputError(
+            f"{problem.where}: the messages must suit the chat template of {tokenizer.name_or_path!r}, got the roles "
+            f"{', '.join(m['role'] for m in messages)} from {origin}: {error}"
+        ) from error
+
+
+def _report_lengths(lengths: Sequence[int], num_kept: int, limit: int, field: str) -> None:
+    num_too_long = len(lengths) - num_kept
+    if not num_kept:
+        raise InputError(
+            f"`data.max_prompt_tokens` must be at least {min(lengths)} (tokens of the shortest prompt of `{field}`), "
+            f"got {limit}"
+        )
+    if num_too_long:
+        logger.warning(
+            "%d of %d prompts of `%s` are longer than `data.max_prompt_tokens` (%d) and left out; the longest has %d",
+            num_too_long,
+            len(lengths),
+            field,
+            limit,
+            max(lengths),
+        )
+
+
+def _kind_of(ground_truths: Sequence[str]) -> str:
+    return "choice" if all(re.fullmatch("[A-J]", truth) for truth in ground_truths) else "math"

@@ -1,0 +1,343 @@
+"""The run folder: what one process writes while it trains and any other may read meanwhile.
+
+    config.yaml  ds_config.json  environment.json      what ran
+    metrics.jsonl  evaluations.jsonl                   an object a line, `step` first
+    rollouts/step_000012.parquet                       a row a rollout, columns as ROLLOUT_SCHEMA says
+    checkpoints/step_000100/                           written by `clipo_ds.checkpoint`
+
+Lines are appended with one write, everything else is written beside and renamed, so a reader sees whole things only;
+the one exception, a last line that is still being written, is left out. Layer L1, imports pyarrow and no torch: it
+works on a laptop that has a copy of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from clipo_ds.environment import describe_environment
+from clipo_ds.types import InputError
+
+__all__ = [
+    "ROLLOUT_SCHEMA",
+    "Run",
+    "RunWriter",
+    "check_run_dir",
+    "describe_environment",
+    "embeddings",
+    "open_run",
+]
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("group", pa.int64(), nullable=False),  # rollouts of one prompt in this step share it
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("ground_truth", pa.string(), nullable=False),
+        pa.field("extracted", pa.string()),  # the answer that the verifier found, null for none
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("process_consistent", pa.bool_()),  # null where the text states nothing that can be checked
+        pa.field("reward", pa.float32(), nullable=False),  # all rewards together, the contrastive one included
+        pa.field("contrastive_loss", pa.float32()),  # null for rollouts that are no valid anchor
+        pa.field("contrastive_reward", pa.float32()),  # null in a run without the contrastive term
+        pa.field("advantage", pa.float32(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),  # of the response
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+)
+"""Columns of every rollout file. `embedding`, a fixed-size list of float16, follows unless `logging.save_embeddings` is
+off, then whatever else the trainer records."""
+
+METRICS, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "evaluations.jsonl", "rollouts"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def check_run_dir(path: str | Path) -> None:
+    """Check that a new run can be put into a folder, without making it.
+
+    Raises:
+        InputError: It holds something already, or it cannot be made or written.
+    """
+    folder = Path(path)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"`run_dir` must be a new or empty folder, got '{folder}', which is not empty; "
+            "go on with the run in it by --resume auto, or name another folder"
+        )
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"`run_dir` must be a folder that can be made and written, got '{folder}'")
+
+
+@dataclass(frozen=True)
+class RunWriter:
+    """The one writer of a run folder: rank 0."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, config_yaml: str, ds_config: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> RunWriter:
+        """Make a run folder and say in it what runs.
+
+        Raises:
+            InputError: As `check_run_dir`.
+        """
+        check_run_dir(path)
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_text(folder / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+        _write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        # Last, because this is what makes the folder a run for `open_run`.
+        _write_text(folder / "config.yaml", config_yaml)
+        return cls(folder)
+
+    @classmethod
+    def resume(cls, path: str | Path, step: int) -> RunWriter:
+        """Open a run folder to go on after `step`: records of later steps are removed, for they will be made again.
+
+        Raises:
+            InputError: There is no run.
+        """
+        folder = open_run(path).path
+        for name in (METRICS, EVALUATIONS):
+            if (folder / name).exists():
+                kept = [row for row in _read_jsonl(folder / name) if row["step"] <= step]
+                _write_text(folder / name, "".join(_line(row) for row in kept))
+        for later, file in _rollout_files(folder).items():
+            if later > step:
+                file.unlink()
+        return cls(folder)
+
+    def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one step's metrics: flat keys, numbers, text or None; what is not finite becomes null.
+
+        Raises:
+            ValueError: A value is a mapping or a list.
+        """
+        for name, value in metrics.items():
+            if isinstance(value, Mapping | list | tuple):
+                raise ValueError(f"`metrics` must be flat, got {value!r} under {name!r}")
+        self._append(METRICS, {"step": step, **metrics})
+
+    def write_evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
+        """Append the result of one evaluation after `step` (0 is before training); values may be nested."""
+        self._append(EVALUATIONS, {"step": step, **evaluation})
+
+    def write_rollouts(self, step: int, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
+        """Write one step's rollouts.
+
+        Args:
+            step: Names the file, and fills the column `step` if it is not given.
+            columns: Those of ROLLOUT_SCHEMA (nullable ones may be left out), `embedding` Float[N, D] if wanted, and
+                any others.
+
+        Raises:
+            ValueError: A column is missing, or of another length than the rest.
+        """
+        table = _rollout_table(step, columns)
+        (self.path / ROLLOUTS).mkdir(exist_ok=True)
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        _write_beside(
+            self.path / ROLLOUTS / f"step_{step:06d}.parquet",
+            # A dictionary stores a group's prompt once; embeddings never repeat.
+            lambda file: pq.write_table(table, file, compression="zstd", use_dictionary=texts),
+        )
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        # Unbuffered: the line reaches the file in one write; at worst a reader finds the last line torn.
+        with (self.path / name).open("ab", buffering=0) as file:
+            file.write(_line(row).encode())
+
+
+def _rollout_table(step: int, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> pa.Table:
+    length = len(next(iter(columns.values()), []))
+    columns = {"step": [step] * length, **columns}
+    missing = [field.name for field in ROLLOUT_SCHEMA if not field.nullable and field.name not in columns]
+    if missing:
+        raise ValueError(f"`columns` must hold {', '.join(missing)}, got {', '.join(columns)}")
+    for name, values in columns.items():
+        if len(values) != length:
+            raise ValueError(f"`columns` must be of one length ({length}), got {len(values)} values in {name!r}")
+    arrays = {
+        field.name: pa.array(columns[field.name] if field.name in columns else [None] * length, field.type)
+        for field in ROLLOUT_SCHEMA
+    }
+    if "embedding" in columns:
+        embedding = np.ascontiguousarray(columns["embedding"], dtype=np.float16)  # (N, D)
+        arrays["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1])
+    arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
+    return pa.table(arrays)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or in progress; every method reads what is there at that moment."""
+
+    path: Path
+    config: dict[str, Any]  # the resolved configuration: sections are dicts
+    ds_config: dict[str, Any]
+    environment: dict[str, Any]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One flat dict a step, None for what was not finite; `pandas.DataFrame(run.metrics())` is a table of them."""
+        return _read_jsonl(self.path / METRICS)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One dict an evaluation and test set, `step` (0 is before training) and `data` among the keys."""
+        return _read_jsonl(self.path / EVALUATIONS)
+
+    def rollout_steps(self) -> list[int]:
+        """The steps whose rollouts are on disk, ascending."""
+        return list(_rollout_files(self.path))
+
+    def rollouts(self, step: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rollouts of one step, or of all steps one after the other; `.to_pandas()` makes a data frame of them.
+
+        Args:
+            step: One of `rollout_steps()`; None reads them all.
+            columns: Read these only (texts and embeddings are most of the bytes); None reads all.
+
+        Raises:
+            InputError: No such step or column, or a file is damaged. A newest file that cannot be read (the folder is
+                being copied, say) is left out when all steps are asked for.
+        """
+        files = _rollout_files(self.path)
+        if step is not None and step not in files:
+            have = f"{min(files)} to {max(files)}" if files else "none yet"
+            raise InputError(f"`step` must be a step with rollouts ({have}), got {step}")
+        tables: list[pa.Table] = []
+        names: dict[str, None] = {}
+        for number in files if step is None else [step]:
+            try:
+                with pq.ParquetFile(files[number]) as file:
+                    own = file.schema_arrow.names
+                    names |= dict.fromkeys(own)
+                    tables.append(file.read(None if columns is None else [c for c in columns if c in own]))
+            except FileNotFoundError:
+                continue  # the run was resumed from an earlier step meanwhile
+            except (OSError, pa.ArrowException) as error:
+                if step is None and number == max(files):
+                    break
+                raise InputError(f"`{files[number]}` must be a whole parquet file: {error}") from error
+        if not tables:
+            return _empty_table(columns)
+        unknown = [column for column in columns or () if column not in names]
+        if unknown:
+            raise InputError(f"`columns` must be of {', '.join(names)}, got {', '.join(unknown)}")
+        table = pa.concat_tables(tables, promote_options="permissive")
+        return table if columns is None else table.select(columns)
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The whole checkpoints, by step, ascending."""
+        whole = (file.parent for file in (self.path / "checkpoints").glob("step_*/checkpoint.json"))
+        return dict(sorted((int(folder.name.removeprefix("step_")), folder) for folder in whole))
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Raises:
+        InputError: It is no run folder.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"`run` must be a run folder, which holds a config.yaml, got '{folder}'")
+    return Run(
+        path=folder,
+        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        ds_config=json.loads((folder / "ds_config.json").read_text(encoding="utf-8")),
+        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+    )
+
+
+def embeddings(table: pa.Table) -> np.ndarray:
+    """The embeddings of a table of rollouts as one Float16[N, D] array; a row without one is NaN.
+
+    Raises:
+        InputError: The table has none.
+    """
+    if "embedding" not in table.column_names:
+        raise InputError("`table` must have the column embedding (is `logging.save_embeddings` off?), got none")
+    column = table.column("embedding").combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.full((len(column), 0), np.nan, np.float16)
+    if column.null_count == 0:
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    whole = np.full((len(column), column.type.list_size), np.nan, np.float16)
+    whole[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, whole.shape[1])
+    return whole
+
+
+def _empty_table(columns: Iterable[str] | None) -> pa.Table:
+    known = {field.name: field for field in ROLLOUT_SCHEMA}
+    names = known if columns is None else columns
+    return pa.schema([known.get(name, pa.field(name, pa.null())) for name in names]).empty_table()
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _rollout_files(folder: Path) -> dict[int, Path]:
+    files = ((re.fullmatch(r"step_(\d+)\.parquet", f.name), f) for f in (folder / ROLLOUTS).glob("step_*.parquet"))
+    return dict(sorted((int(match[1]), file) for match, file in files if match))
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []  # nothing has been recorded yet
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: the line must be a JSON object: {error}") from error
+    with contextlib.suppress(ValueError):  # empty, or still being written
+        rows.append(json.loads(last))
+    return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types: numbers of numpy and torch unwrapped, what is not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _write_beside(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    os.replace(partial, path)

@@ -1,0 +1,76 @@
+"""The values that travel through one training step, as frozen dataclasses.
+
+This is the bottom layer: it imports nothing of the package, and torch for annotations only, so that the
+run-folder reader and the notebooks can use it on a machine without torch.
+
+Letters in the shape comments: P prompts, G rollouts a prompt (the group size), N = P * G rollouts,
+S tokens of prompt and response together, T response tokens, H hidden size, D embedding size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names the field, the value and what would be right.
+
+    The command line prints it as one line and ends with exit code 2; every other exception keeps its traceback.
+    """
+
+
+class RunStopped(Exception):
+    """A signal ended a run before its last step; the message names the checkpoint that holds what was done."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, rendered with the chat template and tokenised."""
+
+    uid: int  # position in the training (or test) set: names the sampler's random stream
+    text: str  # what the model reads, special tokens included
+    token_ids: tuple[int, ...]
+    ground_truth: str
+    source: str  # `data_source` of the row, or the file's stem
+    kind: str = "math"  # which verifier judges the answer: math | choice | arithmetic
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # other columns, for user reward functions
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response."""
+
+    token_ids: tuple[int, ...]  # [T], the end-of-sequence token included when it was sampled
+    logprobs: tuple[float, ...]  # [T], the sampler's natural-log probabilities at temperature 1
+    text: str  # decoded without special tokens
+    truncated: bool  # the length cap came before the end-of-sequence token
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one prompt; a group stays whole on one rank."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]  # [G]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A right-padded micro-batch for one forward pass.
+
+    Row n holds prompt and response without a gap; its response begins at column ``response_start[n]``, so the
+    hidden states that *produced* the response tokens sit at columns ``response_start[n] - 1 + arange(T)``.
+    """
+
+    input_ids: Tensor  # Int[N, S]
+    attention_mask: Tensor  # Bool[N, S]
+    response_start: Tensor  # Int[N]
+    response_ids: Tensor  # Int[N, T]
+    response_mask: Tensor  # Bool[N, T]
+    rows: Sequence[int]  # [N], positions in the rank's flat list of rollouts
+    is_padding: bool = False  # a zero-weight batch that only keeps the ranks' collectives in step
