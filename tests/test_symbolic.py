@@ -1,0 +1,167 @@
+"""Algebraic equality in workers: right verdicts, killed on timeout, replaced after a crash, and light to start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from clipo_ds.symbolic import SymbolicPool
+
+SAME = [
+    (r"\frac{1}{\sqrt{3}}", r"\frac{\sqrt{3}}{3}"),
+    ("2+3", "5"),
+    (r"\sqrt{16}", "4"),
+    ("10^2", "100"),
+    ("5!", "120"),
+    (r"3\times10^5", "300000"),
+    ("(x-1)(x+1)", "x^2-1"),
+    (r"\frac{1}{2}x", "x/2"),
+    ("2.236068", r"\sqrt{5}"),
+    (r"480\sqrt{3} + 480", r"480 + 480\sqrt{3}\text{ feet}"),
+    (r"2\sqrt(3)", r"2\sqrt3"),
+    ("3\u221a(13)", r"3\sqrt{13}"),
+    (r"3 \pm 2", "5, 1"),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"),
+    (r"\{1\pm\sqrt5,-2\}", r"\{-2, 1-\sqrt5,1+\sqrt5\}"),
+    ("x > 2", r"(2,\infty)"),
+    (r"-2 \le x \le 7", "[-2,7]"),
+    (r"(0,9) \cup (9,36)", r"(9,36) \cup (0,9)"),
+    ("y=2x+3", "2x+3"),
+    ("y-2x=3", "y=2x+3"),
+    ("5x-7y+11z+4=0", "-5x+7y-11z-4=0"),
+    (r"\begin{pmatrix} \sqrt4 \\ 1\end{pmatrix}", r"\begin{pmatrix} 2 \\ 1\end{pmatrix}"),
+    (r"(3,\pi/2)", r"\left( 3, \frac{\pi}{2} \right)"),
+    (r"\frac{-16-63i}{169}", r"-\frac{16}{169}-\frac{63}{169}i"),
+    (r"e^{i\pi}", "-1"),
+    (r"\cot x", r"\frac{1}{\tan x}"),
+    (r"\frac{\pi}{5}", r"36^\circ"),
+    (r"180^\circ", r"\pi"),
+    (r"\binom{5}{2}", "10"),
+    (r"\log_2 8", "3"),
+]
+
+DIFFERENT = [
+    ("x + 5 = 8", "8"),
+    ("x=5", "y=5"),
+    ("5x", "5"),
+    ("2k", "2n"),
+    ("-i", "i"),
+    (r"\sqrt{15}", "4"),
+    ("2.236", r"\sqrt5"),
+    (r"(-\infty, 2)\cup(3,\infty)", r"(-\infty,2]\cup(3,\infty)"),
+    ("(2,1)", r"\begin{pmatrix} 2 \\ 1\end{pmatrix}"),
+    (r"\frac{1}{10^8}", r"\frac{1}{10^7}"),
+    (r"\text{no solution}", "5"),
+    (r"\frac{1}{0}", "5"),
+    ("(((", "5"),
+    ("x", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = SymbolicPool(2)
+    yield pool
+    pool.close()
+
+
+def test_same_and_different_in_order(pool):
+    pairs = SAME + DIFFERENT
+    outcomes = dict(zip(pairs, pool.compare(pairs, 20.0), strict=True))
+    assert [pair for pair in SAME if outcomes[pair] != "same"] == []
+    assert [pair for pair in DIFFERENT if outcomes[pair] != "different"] == []
+
+
+def test_hostile_input_times_out_and_harms_no_later_call(pool):
+    pool.compare([("2+3", "5")] * 2, 20.0)  # workers are up
+    hostile = [(r"9^{9^{9^{9}}}", "7"), (r"10000000!", "7"), ("2+3", "5")]
+    began = time.monotonic()
+    assert pool.compare(hostile, 1.0) == ["timeout", "timeout", "same"]
+    assert time.monotonic() - began < 15
+    assert pool.compare([("2+3", "5"), ("2+3", "6")], 20.0) == ["same", "different"]
+
+
+def test_a_worker_that_dies_is_replaced():
+    pool = SymbolicPool(1)
+    try:
+        assert pool.compare([("2+3", "5")], 20.0) == ["same"]
+        [worker] = pool._workers
+        os.kill(worker._process.pid, signal.SIGKILL)
+        assert pool.compare([("2+3", "5"), ("2+3", "5")], 20.0) == ["crash", "same"]
+    finally:
+        pool.close()
+
+
+def test_many_threads_share_the_workers(pool):
+    results = {}
+
+    def ask(n: int) -> None:
+        results[n] = pool.compare([(rf"\sqrt{{{n * n}}}", str(n))], 20.0)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(2, 18)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {n: ["same"] for n in range(2, 18)}
+
+
+def test_closing_ends_the_processes():
+    pool = SymbolicPool(2)
+    pool.compare([("2+3", "5"), ("2+4", "6")], 20.0)
+    pids = [worker._process.pid for worker in pool._workers]
+    assert len(pids) == 2
+    pool.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.compare([("2+3", "5")], 1.0)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+PROGRAM = """
+import sys, time
+import psutil
+from clipo_ds.answers import verify_answer
+assert verify_answer(r"\\boxed{{\\sqrt{{16}}}}", "4").correct
+assert "torch" not in sys.modules and "sympy" not in sys.modules
+children = psutil.Process().children()
+maps = {{m.path for child in children for m in child.memory_maps()}}
+print(*(child.pid for child in children), any("torch" in path for path in maps))
+sys.stdout.flush()
+{ending}
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "import os; os.kill(os.getpid(), 9)"])
+def test_a_program_without_a_main_guard_gets_light_workers_that_end_with_it(tmp_path, ending):
+    # multiprocessing's spawn would run the program again in each worker; a killed program must leave no orphans.
+    (tmp_path / "program.py").write_text(PROGRAM.format(ending=ending))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(sys.modules["clipo_ds.symbolic"].__file__)))
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == (-9 if ending else 0), done.stderr
+    *pids, torch_mapped = done.stdout.split()
+    assert pids and torch_mapped == "False"
+    deadline = time.monotonic() + 20
+    while any(runs(int(pid)) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(runs(int(pid)) for pid in pids)
