@@ -6,7 +6,7 @@ is made; what concerns two sections at once is checked in `TrainConfig`. Imports
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from clipo_ds.types import InputError
@@ -64,6 +64,8 @@ class FlawRates:
 
     slip: float = 0.0
     """One step's value is off and the error flows on: wrong process, wrong answer (unless the modulus hides it)."""
+    lucky_slip: float = 0.0
+    """The same, off by a multiple of `task.answer_modulus`: wrong process, right answer by luck."""
     skip: float = 0.0
     """Two steps are told as one: fewer equations, each of them true."""
     false_equation: float = 0.0
@@ -74,10 +76,10 @@ class FlawRates:
     """True steps, then an answer that is not their result."""
 
     def __post_init__(self) -> None:
-        rates = (self.slip, self.skip, self.false_equation, self.copied_answer, self.wrong_answer)
-        for name, rate in zip(("slip", "skip", "false_equation", "copied_answer", "wrong_answer"), rates, strict=True):
+        rates = {rate.name: getattr(self, rate.name) for rate in fields(self)}
+        for name, rate in rates.items():
             require(0 <= rate <= 1, f"task.flaws.{name}", "in [0, 1]", rate)
-        require(sum(rates) <= 1 + 1e-9, "task.flaws", "rates that sum to at most 1", sum(rates))
+        require(sum(rates.values()) <= 1 + 1e-9, "task.flaws", "rates that sum to at most 1", sum(rates.values()))
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class TaskConfig:
     """Most numbers in a chain."""
     max_number: int = 20
     """Largest number in a chain; the smallest is 1."""
-    harder_max_terms: int = 7
+    harder_max_terms: int = 6
     """Most numbers in a chain of the harder test set (its fewest is `max_terms` + 1)."""
-    harder_max_number: int = 40
+    harder_max_number: int = 30
     """Largest number in a chain of the harder test set."""
     answer_modulus: int | None = None
     """Ask for the chain's value modulo this number, so that wrong steps are often right by luck; null asks for the
@@ -103,12 +105,15 @@ class TaskConfig:
     """Problems to train on."""
     num_test_prompts: int = 128
     """Problems in each of the two test sets; none of them is in the training set."""
-    warm_start_steps: int = 700
+    warm_start_steps: int = 1000
     """Optimiser steps of the supervised stage that makes the small model."""
-    warm_start_batch_size: int = 128
+    warm_start_batch_size: int = 32
     """Worked solutions in one supervised step."""
-    warm_start_learning_rate: float = 2e-3
+    warm_start_learning_rate: float = 3e-3
     """Peak learning rate of the supervised stage."""
+    warm_start_harder_share: float = 0.1
+    """Share of the warm start's problems that are of the harder test set's size. Without any, the small model cannot even
+    copy such a problem, and the harder test set reads 0 whatever happens."""
     hidden_size: int = 128
     """Width of the small model."""
     num_layers: int = 3
@@ -129,6 +134,8 @@ class TaskConfig:
         require(self.harder_max_number >= 2, "task.harder_max_number", "at least 2", self.harder_max_number)
         modulus = self.answer_modulus
         require(modulus is None or modulus >= 2, "task.answer_modulus", "null or at least 2", modulus)
+        lucky = self.flaws.lucky_slip
+        require(lucky == 0 or modulus is not None, "task.flaws.lucky_slip", "0 without task.answer_modulus", lucky)
         for name in (
             "num_train_prompts",
             "num_test_prompts",
@@ -137,6 +144,8 @@ class TaskConfig:
             "num_layers",
         ):
             require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
+        share = self.warm_start_harder_share
+        require(0 <= share <= 1, "task.warm_start_harder_share", "in [0, 1]", share)
         require(
             self.warm_start_learning_rate > 0,
             "task.warm_start_learning_rate",
