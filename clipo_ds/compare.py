@@ -1,0 +1,130 @@
+"""Arms against each other over seeds, in the same loop, on the same machine, from the same start.
+
+An arm is an objective with or without the contrastive term: `grpo` is the baseline (`contrastive: null`),
+`grpo+clipo` takes the recipe's contrastive section, `grpo+placebo` the same with its rewards shuffled within groups.
+Differences are paired by seed against the first arm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from scipy import stats
+
+from clipo_ds.config import load_config
+from clipo_ds.records import open_run
+from clipo_ds.schema import TrainConfig
+from clipo_ds.trainer import train
+from clipo_ds.types import InputError
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVES = ("grpo", "dr_grpo", "dapo", "gspo", "gmpo")
+COMPARED = ("accuracy", "process_consistent_among_correct")
+
+
+def arm_config(base: TrainConfig, arm: str, seed: int, run_dir: Path) -> TrainConfig:
+    """The configuration of one run of one arm.
+
+    Raises:
+        InputError: The arm is not an objective with an optional `+clipo` or `+placebo`, or asks for a contrastive
+            term that the
+            recipe does not have.
+    """
+    objective, _, term = arm.partition("+")
+    if objective not in OBJECTIVES or term not in ("", "clipo", "placebo"):
+        raise InputError(f"`arms` must be of {', '.join(OBJECTIVES)} with an optional +clipo or +placebo, got {arm!r}")
+    if term and base.contrastive is None:
+        raise InputError(f"`arms` must do without +{term} where the recipe's contrastive section is null, got {arm!r}")
+    contrastive = base.contrastive if term else None
+    if term == "placebo" and contrastive is not None:
+        contrastive = dataclasses.replace(contrastive, shuffle=True)
+    return dataclasses.replace(
+        base,
+        seed=seed,
+        run_dir=str(run_dir),
+        contrastive=contrastive,
+        objective=dataclasses.replace(base.objective, name=objective),
+    )
+
+
+def compare(recipe: str, overrides: Sequence[str], arms: Sequence[str], seeds: Sequence[int], out: Path) -> Path:
+    """Train every arm with every seed and write `comparison.json`; called by all ranks. A run that is whole is not
+    repeated.
+
+    Returns the path of the comparison file, with a row a run and test set.
+    """
+    base = load_config(recipe, overrides)
+    configs = {(arm, seed): arm_config(base, arm, seed, out / f"{arm}-seed{seed}") for arm in arms for seed in seeds}
+    rows: list[dict[str, Any]] = []
+    # Seed by seed, so that a comparison that is cut short holds every arm equally often.
+    for seed in seeds:
+        for arm in arms:
+            config = configs[arm, seed]
+            run_dir = out / f"{arm}-seed{seed}"
+            if not _is_whole(run_dir, config.steps):
+                train(config)
+            run = open_run(run_dir)
+            for data, last in last_evaluations(run.evaluations()).items():
+                rows.append({"arm": arm, "seed": seed, "data": data, "run": str(run_dir), **last})
+    path = out / "comparison.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    return path
+
+
+def last_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The last row of every test set."""
+    return {row["data"]: row for row in evaluations}
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row an arm and test set: mean over seeds and paired difference against the first arm, with 95% t intervals."""
+    seeds = sorted({row["seed"] for row in rows})
+    table = Table(
+        title=f"last evaluation: mean over {len(seeds)} seed(s) ± 95% interval; Δ paired against the first arm"
+    )
+    for name in ("data", "arm", *(text for key in COMPARED for text in (key.replace("_", " "), "Δ"))):
+        table.add_column(name)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    for data in dict.fromkeys(row["data"] for row in rows):
+        for arm in arms:
+            cells = []
+            for key in COMPARED:
+                own, first = (_by_seed(rows, data, name, key) for name in (arm, arms[0]))
+                cells.append(_interval([own[seed] for seed in own]))
+                paired = [own[seed] - first[seed] for seed in own if seed in first]
+                cells.append("" if arm == arms[0] else _interval(paired, signed=True))
+            table.add_row(data, arm, *cells)
+    return table
+
+
+def _by_seed(rows: Sequence[Mapping[str, Any]], data: str, arm: str, key: str) -> dict[int, float]:
+    chosen = (row for row in rows if row["data"] == data and row["arm"] == arm)
+    return {row["seed"]: row[key] for row in chosen if row[key] is not None}
+
+
+def _interval(values: Sequence[float], *, signed: bool = False) -> str:
+    """Mean in percent with the half-width of its 95% t interval, where there are two values or more."""
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
+    if len(values) < 2:
+        return text
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+    return f"{text} ± {100 * half:.1f}"
+
+
+def _is_whole(run_dir: Path, steps: int) -> bool:
+    if not (run_dir / "evaluations.jsonl").exists():
+        return False
+    metrics = open_run(run_dir).metrics()
+    return bool(metrics) and metrics[-1]["step"] == steps

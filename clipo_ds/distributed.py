@@ -1,0 +1,140 @@
+"""Facts about the ranks, and the few collectives that a training step needs.
+
+Every function is called by all ranks in the same order. Imports torch and DeepSpeed's communication only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among the processes of the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one rank that speaks and writes."""
+        return self.rank == 0
+
+    def share(self, total: int) -> range:
+        """Positions that this rank takes of `total` equal items; earlier ranks take one more where it does not
+        divide."""
+        base, extra = divmod(total, self.world_size)
+        start = self.rank * base + min(self.rank, extra)
+        return range(start, start + base + (self.rank < extra))
+
+
+def start() -> Ranks:
+    """Join the process group that the launcher describes; without a launcher, be a group of one."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_SIZE="1"
+        )
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local_rank)
+    device = torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def stop() -> None:
+    """Leave the process group, so that the process ends without complaints."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def sum_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Add the values of one mapping over all ranks, in float64; the keys must be the same on every rank."""
+    names = sorted(values)
+    # NCCL and gloo both carry float64, and sums of counts and losses over thousands of rollouts want it.
+    total = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def max_over_ranks(value: float, device: torch.device) -> float:
+    """Largest value over all ranks."""
+    largest = torch.tensor([float(value)], dtype=torch.float64, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.item()
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Add the gradients of replicated parameters over all ranks in place; a missing gradient counts as zero."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Concatenate ``[N_r, ...]`` of all ranks along the first dimension, in rank order.
+
+    Returns the whole ``[sum N_r, ...]`` and the position at which this rank's rows begin. No gradient flows.
+    """
+    count = torch.tensor([rows.shape[0]], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(c) for c in counts]
+    # Collectives want equal shapes: pad to the longest share and cut the padding off again.
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    whole = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return whole, sum(sizes[: dist.get_rank()])
+
+
+def gather_objects(value: Any) -> list[Any] | None:
+    """Collect one picklable object a rank on rank 0, in rank order; None on the others."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Give every rank the object of rank 0."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def raise_everywhere(error: Exception | None) -> None:
+    """Raise on every rank when any rank has an error, so that no rank waits for one that has left.
+
+    The rank's own error is raised where there is one; elsewhere a RuntimeError names the first failing rank.
+    """
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, text in enumerate(errors):
+        if text is not None:
+            raise RuntimeError(f"rank {rank} failed: {text}")

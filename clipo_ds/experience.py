@@ -1,0 +1,203 @@
+"""One rollout batch of a rank: sampled, judged and scored.
+
+The first half of a training step: prompts [P] become groups [P, G], verdicts and rewards [N], and from one pass of the
+training policy log-probabilities [N, T], entropies and pooled states [N, H].
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipo_ds import distributed
+from clipo_ds.batching import collate, equalise, plan_micro_batches
+from clipo_ds.distributed import Ranks
+from clipo_ds.generation import RolloutEngine
+from clipo_ds.policy import Policy
+from clipo_ds.rewards import Judge, Judgement
+from clipo_ds.schema import TrainConfig
+from clipo_ds.types import Batch, Group, Prompt, Rollout
+
+logger = logging.getLogger(__name__)
+
+JudgedGroup = tuple[Group, list[Judgement]]
+
+
+@dataclass(frozen=True)
+class SampledGroups:
+    """The groups that a step trains on, and what dynamic sampling went through to get them."""
+
+    groups: list[JudgedGroup]
+    dropped: list[bool]  # [groups]: zero-variance fill that dynamic sampling found no replacement for
+    rounds: int
+    num_sampled: int  # rollouts of all rounds on this rank
+    num_sampled_correct: int
+    verify_seconds: float  # of the time that it all took, spent on verdicts and rewards
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rank's N rollouts with everything that the losses read. Tensors live on the CPU, `pooled` on the device."""
+
+    flat: list[tuple[Prompt, Rollout]]  # [N], the rollouts of a group side by side
+    judgements: list[Judgement]  # [N]
+    group: Tensor  # Int[N], labels that no other rank uses
+    correct: Tensor  # Bool[N]
+    reward: Tensor  # Float[N], outcome and other rewards, before the contrastive one
+    dropped: Tensor  # Bool[N], rows that dynamic sampling wanted to replace: they count in no loss
+    mask: Tensor  # Bool[N, T]
+    rollout_logprobs: Tensor  # Float[N, T], the sampler's
+    old_logprobs: Tensor  # Float[N, T], the trainer's before the update
+    entropy: Tensor  # Float[N, T], nats
+    pooled: Tensor  # Float[N, H]
+    reference_logprobs: Tensor | None  # Float[N, T]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and response together, per rollout."""
+        return [len(prompt.token_ids) + len(rollout.token_ids) for prompt, rollout in self.flat]
+
+
+def sample_groups(
+    config: TrainConfig,
+    engine: RolloutEngine,
+    judge: Judge,
+    ranks: Ranks,
+    prompts: Sequence[Prompt],
+    draw_more: Callable[[], Sequence[Prompt]],
+    *,
+    step: int,
+    dynamic: bool,
+) -> SampledGroups:
+    """Sample and judge G rollouts for this rank's share of the prompts.
+
+    With dynamic sampling (DAPO, arXiv 2503.14476 sec. 3.2) groups whose outcomes are all right or all wrong are
+    replaced by groups of fresh prompts, in at most `objective.max_sampling_rounds` rounds; then it says that it gave
+    up, and the places that are left are filled with groups marked as dropped.
+
+    Args:
+        draw_more: Gives the next prompts of the *global* batch; called by all ranks alike.
+    """
+    share = ranks.share(len(prompts))
+    kept: list[JudgedGroup] = []
+    spare: list[JudgedGroup] = []
+    num_sampled = num_correct = rounds = 0
+    verify_seconds = 0.0
+    while True:
+        own = [prompts[i] for i in ranks.share(len(prompts))]
+        groups = engine.generate(
+            own,
+            config.rollout.group_size,
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            top_k=config.sampling.top_k,
+            seed=(config.seed * 1_000_003 + step) * 64 + rounds,
+        )
+        rounds += 1
+        began = time.perf_counter()
+        judged = judge.judge(groups)
+        verify_seconds += time.perf_counter() - began
+        for group, judgements in zip(groups, judged, strict=True):
+            correct = [j.correct for j in judgements]
+            num_sampled += len(correct)
+            num_correct += sum(correct)
+            informative = 0 < sum(correct) < len(correct)
+            (kept if informative or not dynamic else spare).append((group, judgements))
+        if not dynamic:
+            break
+        missing = distributed.max_over_ranks(len(share) - len(kept), ranks.device)
+        if missing <= 0:
+            break
+        if rounds == config.objective.max_sampling_rounds:
+            if ranks.is_main:
+                logger.warning(
+                    "step %d: dynamic sampling gave up after %d rounds, %d groups short on some rank "
+                    "(objective.max_sampling_rounds; are the prompts too easy or too hard?)",
+                    step, rounds, missing,
+                )  # fmt: skip
+            break
+        prompts = draw_more()
+    kept = kept[: len(share)]
+    fill = spare[: len(share) - len(kept)]
+    return SampledGroups(
+        groups=kept + fill,
+        dropped=[False] * len(kept) + [True] * len(fill),
+        rounds=rounds,
+        num_sampled=num_sampled,
+        num_sampled_correct=num_correct,
+        verify_seconds=verify_seconds,
+    )
+
+
+def score_groups(
+    config: TrainConfig,
+    policy: Policy,
+    ranks: Ranks,
+    sampled: SampledGroups,
+    *,
+    pad_token_id: int,
+    with_reference: bool,
+) -> Experience:
+    """Score a rank's groups under the training policy (and its reference) before the update; called by all ranks."""
+    flat = [(group.prompt, rollout) for group, _ in sampled.groups for rollout in group.rollouts]
+    judgements = [judgement for _, judged in sampled.groups for judgement in judged]
+    size = config.rollout.group_size
+    num_tokens = torch.tensor([len(rollout.token_ids) for _, rollout in flat], dtype=torch.long)
+    longest = max(1, int(num_tokens.max())) if len(flat) else 1
+    shape = (len(flat), longest)
+    mask = torch.arange(longest)[None, :] < num_tokens[:, None]
+    rollout_logprobs = torch.zeros(shape)
+    if flat:
+        rollout_logprobs[mask] = torch.tensor([p for _, rollout in flat for p in rollout.logprobs])
+    old_logprobs, entropy = torch.zeros(shape), torch.zeros(shape)
+    reference_logprobs = torch.zeros(shape) if with_reference else None
+    pooled = torch.zeros(len(flat), policy.hidden_size, device=policy.device)
+    lengths = [len(prompt.token_ids) + len(rollout.token_ids) for prompt, rollout in flat]
+    for batch in micro_batches(config, ranks, flat, lengths, range(len(flat)), pad_token_id):
+        scores = policy.score(batch)
+        reference = policy.score_reference(batch) if with_reference else None
+        if batch.is_padding:
+            continue
+        rows, width = torch.tensor(batch.rows), batch.response_mask.shape[1]
+        old_logprobs[rows, :width] = scores.logprobs.float().cpu()
+        entropy[rows, :width] = scores.entropy.float().cpu()
+        pooled[rows.to(pooled.device)] = scores.pooled
+        if reference_logprobs is not None and reference is not None:
+            reference_logprobs[rows, :width] = reference.float().cpu()
+    first_group = ranks.share(config.rollout.prompts_per_step).start
+    return Experience(
+        flat=flat,
+        judgements=judgements,
+        group=first_group + torch.arange(len(flat)) // size,
+        correct=torch.tensor([j.correct for j in judgements], dtype=torch.bool),
+        reward=torch.tensor([j.reward for j in judgements], dtype=torch.float32),
+        dropped=torch.tensor(sampled.dropped, dtype=torch.bool).repeat_interleave(size),
+        mask=mask,
+        rollout_logprobs=rollout_logprobs,
+        old_logprobs=old_logprobs,
+        entropy=entropy,
+        pooled=pooled,
+        reference_logprobs=reference_logprobs,
+    )
+
+
+def micro_batches(
+    config: TrainConfig,
+    ranks: Ranks,
+    flat: Sequence[tuple[Prompt, Rollout]],
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    pad_token_id: int,
+) -> list[Batch]:
+    """Micro-batches of the given rows, sorted by length, as many as the busiest rank has (and at least one)."""
+    rows = list(rows)
+    plan = plan_micro_batches([lengths[row] for row in rows], config.optimizer.max_tokens_per_micro_batch)
+    count = max(1, int(distributed.max_over_ranks(len(plan), ranks.device)))
+    real = [collate(flat, [rows[i] for i in micro], pad_token_id) for micro in plan]
+    return equalise(real, count, pad_token_id)

@@ -1,0 +1,362 @@
+"""Tokens -> the exact value of an arithmetic expression, with what the judge of an equation must know about its form.
+
+Layer L1, beside `clipo_ds.mathtext`; no torch. A precedence parser over `fractions.Fraction`: sums, products, signs,
+powers, factorials, percentages, fractions, mixed numbers, roots, binomials, units between numbers and operators. It
+evaluates while it parses; no `eval`, and every number it holds is bounded (`clipo_ds.rationals`), so that a text cannot
+make it slow: what outgrows the bound is unknown, not wrong.
+
+Notation that has two customary meanings (2\\frac{1}{2}, 6/2(1+2), 50 - 20%) sets a feature; `READINGS` says which other
+reading it has, and whoever judges an equation tries both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from clipo_ds.mathtokens import Kind, Token, TokenList
+from clipo_ds.mathwords import CLAUSE_WORDS
+from clipo_ds.rationals import Unknown, Value, apply
+
+MAX_DEPTH = 30
+"""Brackets nested deeper than this are not read."""
+MAX_UNIT_WORDS = 5
+"""Words between a number and an operator; more are prose."""
+
+READINGS = (
+    "mixed",  # 2\frac{1}{2} is a product, not two and a half
+    "tight",  # 6/2(1+2): what is written side by side is multiplied first
+    "scale",  # 5 dozen: a unit, not 60
+    "relative",  # 50 - 20%: a fifth of the 50 is taken off, as on a calculator
+    "exclamation",  # 7! is said loudly
+    "dash",  # a leading " - " is punctuation
+    "of",  # = 6/7 of her 2 pints: the "of" belongs to the prose
+)
+"""Features of an expression that has a second customary reading, and what that reading is."""
+
+_OPERANDS = (Kind.NUMBER, Kind.FRACTION, Kind.BINOMIAL, Kind.ROOT, Kind.VARIABLE)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One parsed expression, tokens [start, stop), trailing units included where the range ends behind them."""
+
+    start: int
+    stop: int
+    value: Value
+    operations: int  # binary operators, powers, factorials, roots, fractions
+    additions: int
+    numbers: int
+    percents: int
+    numbers_with_unit: int
+    units: frozenset[str]  # unit words, lower case, without plural s; "dollar" for a currency sign
+    ambiguous: bool  # 5 (6): a product, or a number and a remark; 3^15^2: a tower, or two powers in careless LaTeX
+    features: frozenset[str]  # of READINGS
+
+
+def singular(word: str) -> str:
+    return word.lower().removesuffix("s")
+
+
+class _Parser:
+    """One parse of one expression. Methods take a token index and the index where their range ends, and return
+    a value (None once anything unknown was met) and the index after what they read."""
+
+    def __init__(self, source: TokenList, readings: frozenset[str]) -> None:
+        self.tokens, self.partner = source.tokens, source.partner
+        self.readings = readings
+        self.features: set[str] = set()
+        self.units: set[str] = set()
+        self.unknown: Unknown | None = None
+        self.operations = self.additions = self.numbers = self.percents = self.numbers_with_unit = 0
+        self.ambiguous = False
+
+    # Values. Every one of them goes through `combine`, which gives up on unknown operands and on overgrown numbers.
+
+    def fail(self, undefined: bool = False) -> None:
+        if self.unknown is None or not undefined:  # no arithmetic outweighs no value
+            self.unknown = Unknown(undefined)
+
+    def combine(
+        self, left: Fraction | None, operator: str, right: Fraction | None, num_operations: int = 1
+    ) -> Fraction | None:
+        self.operations += num_operations
+        self.additions += operator in "+-"
+        if left is None or right is None:
+            return None
+        value = apply(left, operator, right)
+        if isinstance(value, Unknown):
+            self.fail(value.undefined)
+            return None
+        return value
+
+    # Grammar.
+
+    def is_operand(self, index: int, stop: int, *, signed: bool = True) -> bool:
+        for _ in range(3):  # a few signs
+            if index >= stop:
+                return False
+            token = self.tokens[index]
+            if token.kind in _OPERANDS:
+                return True
+            if token.kind is Kind.OPEN:
+                return not self.is_remark(index)
+            if not (signed and token.kind is Kind.OPERATOR and token.text in "+-"):
+                return False
+            index += 1
+        return False
+
+    def is_remark(self, index: int) -> bool:
+        """Whether a bracket set off by a space holds words only: 3 + 4 (apples) = 7."""
+        if not self.tokens[index].gap:
+            return False
+        close = self.partner[index]
+        inside = self.tokens[index + 1 : min(close, index + 8)]
+        return close - index <= 8 and all(token.kind in (Kind.WORD, Kind.SCALE) for token in inside)
+
+    def sum(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        value, index = self.product(index, stop, depth, leading=True)
+        while index < stop:
+            token = self.tokens[index]
+            if token.kind is not Kind.OPERATOR or token.text not in "+-" or not self.is_operand(index + 1, stop):
+                break
+            begin = index + 1
+            term, index = self.product(begin, stop, depth)
+            if self.is_percentage(begin, index):
+                self.features.add("relative")
+                if "relative" in self.readings:
+                    term = self.combine(value, "*", term)
+            value = self.combine(value, token.text, term)
+        return value, index
+
+    def is_percentage(self, begin: int, end: int) -> bool:
+        return end - begin == 2 and self.tokens[begin].kind is Kind.NUMBER and self.tokens[begin + 1].text == "%"
+
+    def product(self, index: int, stop: int, depth: int, leading: bool = False) -> tuple[Fraction | None, int]:
+        value, index = self.signed(index, stop, depth, leading and depth == 0)
+        divided = False
+        while index < stop:
+            token = self.tokens[index]
+            if token.kind is Kind.OPERATOR and token.text in ("*", "/", "mod", "of", "%"):
+                if not self.is_operand(index + 1, stop):
+                    break
+                if token.text == "of":
+                    self.features.add("of")
+                    if "of" in self.readings and depth == 0:
+                        break
+                right, index = self.signed(index + 1, stop, depth)
+                value = self.combine(value, {"%": "mod", "of": "*"}.get(token.text, token.text), right)
+                divided |= token.text == "/"
+            elif self.is_operand(index, stop, signed=False):
+                if divided:
+                    self.features.add("tight")
+                right, index = self.beside(index, stop, depth)
+                value = self.combine(value, "*", right)
+            else:
+                break
+        return value, index
+
+    def signed(self, index: int, stop: int, depth: int, leading: bool = False) -> tuple[Fraction | None, int]:
+        negative = False
+        while self.tokens[index].kind is Kind.OPERATOR and self.tokens[index].text in "+-":
+            minus = self.tokens[index].text == "-"
+            if leading and minus and index + 1 < stop and self.tokens[index + 1].gap:
+                self.features.add("dash")
+                minus = "dash" not in self.readings
+            negative ^= minus
+            index += 1
+        value, index = self.power(index, stop, depth)
+        while "tight" in self.readings and index < stop and self.is_operand(index, stop, signed=False):
+            right, index = self.beside(index, stop, depth)
+            value = self.combine(value, "*", right)
+        return (-value if negative and value is not None else value), index
+
+    def beside(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        """A factor written beside the one before: (1/2)(6), 3(4+5), 2\\sqrt{9}; two bare numbers are no product."""
+        token, before = self.tokens[index], self.tokens[index - 1]
+        if token.kind is Kind.NUMBER and (before.kind is not Kind.CLOSE or token.gap):
+            self.fail()
+        if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
+            inside = self.tokens[index + 1 : min(self.partner[index], index + 9)]
+            self.ambiguous |= all(part.kind in (Kind.NUMBER, Kind.WORD, Kind.SCALE) for part in inside)
+        return self.power(index, stop, depth)
+
+    def power(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        value, index = self.primary(index, stop, depth)
+        while index < stop:
+            token = self.tokens[index]
+            if token.kind is Kind.SCALE:
+                self.features.add("scale")
+                if "scale" not in self.readings:  # 5 dozen is a number, not a product
+                    value = self.combine(value, "*", token.value, num_operations=0)
+            elif token.kind is not Kind.OPERATOR:
+                break
+            elif token.text == "!":
+                self.features.add("exclamation")
+                value = value if "exclamation" in self.readings else self.combine(value, "!", Fraction(0))
+            elif token.text == "%" and not self.is_modulo(index, stop):
+                self.percents += 1
+                value = None if value is None else value / 100
+            elif token.text == "^":
+                exponent, index = self.exponent(index + 1, stop, depth)
+                value = self.combine(value, "^", exponent)
+                continue
+            else:
+                break
+            index += 1
+        return value, self.after_units(index, stop)
+
+    def is_modulo(self, index: int, stop: int) -> bool:
+        """17 % 5 as in code, but 70\\%(10) is a share of 10."""
+        if index + 1 >= stop or self.tokens[index + 1].kind is not Kind.NUMBER:
+            return False
+        sign, following = self.tokens[index : index + 2]
+        return sign.gap == following.gap and sign.end - sign.start == 1
+
+    def exponent(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        negative = index < stop and self.tokens[index].kind is Kind.OPERATOR and self.tokens[index].text == "-"
+        index += negative
+        if depth >= MAX_DEPTH or not self.is_operand(index, stop, signed=False):
+            self.fail()
+            return None, max(index, min(index + 1, stop))
+        value, index = self.primary(index, stop, depth + 1)
+        if index < stop and self.tokens[index].kind is Kind.OPERATOR and self.tokens[index].text == "^":
+            self.ambiguous = True
+            upper, index = self.exponent(index + 1, stop, depth + 1)
+            value = self.combine(value, "^", upper)
+        return (-value if negative and value is not None else value), index
+
+    def primary(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        token = self.tokens[index]
+        if token.kind is Kind.NUMBER:
+            self.numbers += 1
+            if token.currency:
+                self.units.add("dollar")
+            return self.mixed(token, index + 1, stop, depth)
+        if token.kind is Kind.OPEN:
+            return self.bracket(index, depth)
+        if token.kind is Kind.ROOT:
+            degree: Fraction | None = Fraction(2)
+            if index + 1 < stop and self.tokens[index + 1].text == "[" and index + 1 in self.partner:
+                degree, index = self.bracket(index + 1, depth)
+                index -= 1
+            value, index = self.argument(index + 1, stop, depth)
+            return self.combine(value, "root", degree), index
+        if token.kind in (Kind.FRACTION, Kind.BINOMIAL):
+            upper, index = self.argument(index + 1, stop, depth)
+            lower, index = self.argument(index, stop, depth)
+            return self.combine(upper, "/" if token.kind is Kind.FRACTION else "choose", lower), index
+        self.fail()
+        return None, index + 1
+
+    def argument(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        if index < stop and self.tokens[index].kind is Kind.NUMBER:
+            return self.tokens[index].value, index + 1
+        if index < stop and self.tokens[index].kind is Kind.OPEN:
+            return self.bracket(index, depth)
+        self.fail()
+        return None, index
+
+    def bracket(self, index: int, depth: int) -> tuple[Fraction | None, int]:
+        close = self.partner[index]
+        if depth >= MAX_DEPTH or not self.is_operand(index + 1, close):
+            self.fail()
+            return None, close + 1
+        value, end = self.sum(index + 1, close, depth + 1)
+        if end != close:
+            self.fail()
+        return value, close + 1
+
+    def mixed(self, token: Token, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        """A number, and the fraction of a mixed number behind it: 2\\frac{1}{2}, 2 1/2."""
+        value = token.value
+        assert value is not None
+        if index >= stop or value.denominator != 1:
+            return value, index
+        following = self.tokens[index]
+        if following.kind is Kind.FRACTION:
+            self.features.add("mixed")
+            if "mixed" not in self.readings:
+                fraction, index = self.primary(index, stop, depth)
+                return self.combine(value, "+", fraction), index
+        elif (
+            following.kind is Kind.NUMBER and following.gap and index + 2 < stop and self.tokens[index + 1].text == "/"
+        ):
+            upper, lower = following.value, self.tokens[index + 2].value
+            whole = upper is not None and lower is not None and upper.denominator == lower.denominator == 1
+            if self.tokens[index + 2].kind is Kind.NUMBER and whole and upper < lower:  # type: ignore[operator]
+                return value + upper / lower, index + 3  # type: ignore[operator]
+        return value, index
+
+    def after_units(self, index: int, stop: int) -> int:
+        """Skip unit words (3 green hats + …, $5/hat * …) where an operator or the range's end follows them."""
+        words: list[str] = []
+        end, last_word = index, False
+        while end < stop and len(words) <= MAX_UNIT_WORDS:
+            token = self.tokens[end]
+            joins = not words and token.text in ("and", "or")
+            if token.kind in (Kind.WORD, Kind.SCALE) and not joins and token.text.lower() not in CLAUSE_WORDS:
+                words.append(singular(token.text))
+                end, last_word = end + 1, True
+                if end + 1 < stop and self.tokens[end].text == "^" and self.tokens[end + 1].kind is Kind.NUMBER:
+                    end += 2  # cm^2
+            elif token.text == "/" and end + 1 < stop and self.is_rate(end + 1, last_word):
+                words.append(singular(self.tokens[end + 1].text))
+                end += 2
+            elif token.kind is Kind.OPEN and self.is_remark(end):
+                end = self.partner[end] + 1
+            else:
+                break
+        at_end = end == stop
+        operator_follows = not at_end and self.tokens[end].kind is Kind.OPERATOR and self.is_operand(end + 1, stop)
+        if words and operator_follows and self.tokens[end].text in "+-":  # 35 terms before -17: a sign, no subtraction
+            operator = self.tokens[end]
+            hyphen = not operator.gap and self.tokens[end - 1].kind is Kind.WORD  # magnitude-$\sqrt{2}$
+            operator_follows = not hyphen and (self.tokens[end + 1].gap or not operator.gap)
+        if len(words) > MAX_UNIT_WORDS or not (at_end or operator_follows):
+            return index
+        if words:
+            self.units.update(words)
+            self.numbers_with_unit += 1
+        return end
+
+    def is_rate(self, index: int, after_word: bool) -> bool:
+        """Whether a slash is followed by a unit: $5/glass, 60 km/h, but not 12/n."""
+        token = self.tokens[index]
+        return token.kind is Kind.WORD or (after_word and token.kind is Kind.VARIABLE and token.text.isalpha())
+
+
+def parse_expression(source: TokenList, start: int, stop: int, readings: frozenset[str] = frozenset()) -> Expression:
+    """Parse the longest expression that begins at token `start` and ends before token `stop`.
+
+    `readings` names the features of `READINGS` that are to be read the other way. An operand must stand at `start`
+    (`begins_expression`).
+
+    >>> from clipo_ds.mathtext import read_tokens
+    >>> source = read_tokens("2 green hats + 3(4 - 1) hats are")
+    >>> parse_expression(source, 0, len(source.tokens)).value
+    Fraction(11, 1)
+    """
+    parser = _Parser(source, readings)
+    value, end = parser.sum(start, stop, 0)
+    if value is None or parser.unknown is not None:
+        result: Value = parser.unknown or Unknown(undefined=False)
+    else:
+        result = value
+    return Expression(
+        start,
+        end,
+        result,
+        parser.operations,
+        parser.additions,
+        parser.numbers,
+        parser.percents,
+        parser.numbers_with_unit,
+        frozenset(parser.units),
+        parser.ambiguous,
+        frozenset(parser.features),
+    )
+
+
+def begins_expression(source: TokenList, index: int, stop: int) -> bool:
+    return _Parser(source, frozenset()).is_operand(index, stop)

@@ -1,0 +1,108 @@
+"""What the readers of arithmetic in free text know about signs, LaTeX commands and English words.
+
+Tables only, for `clipo_ds.mathtext` (what is a token) and `clipo_ds.equations` (what leaves an equation in doubt).
+Layer L1, imports nothing of the package and no torch.
+"""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Signs and commands -> the operators + - * / ^ % mod, and the relations = (equal), ~ (about equal), ? (any other).
+
+SIGN_OPERATORS = {
+    **dict.fromkeys("+\N{FULLWIDTH PLUS SIGN}", "+"),
+    **dict.fromkeys("-\N{MINUS SIGN}\N{EN DASH}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FULLWIDTH HYPHEN-MINUS}", "-"),
+    **dict.fromkeys("*\N{MULTIPLICATION SIGN}\N{MULTIPLICATION X}\N{HEAVY MULTIPLICATION X}", "*"),
+    **dict.fromkeys("\N{DOT OPERATOR}\N{MIDDLE DOT}\N{BULLET OPERATOR}\N{ASTERISK OPERATOR}", "*"),
+    **dict.fromkeys("/\N{DIVISION SIGN}\N{FRACTION SLASH}\N{DIVISION SLASH}\N{HEAVY DIVISION SIGN}", "/"),
+    "^": "^",
+    "%": "%",
+}
+WORD_OPERATORS = {"times": "*", "plus": "+", "minus": "-", "mod": "mod", "of": "of"}
+COMMAND_OPERATORS = {"times": "*", "cdot": "*", "cdotp": "*", "ast": "*", "div": "/", "bmod": "mod"}
+PRODUCT_SIGNS = frozenset({r"\cdot", r"\times", "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"})
+FRACTION_COMMANDS = _words("frac dfrac tfrac cfrac")
+BINOMIAL_COMMANDS = _words("binom dbinom tbinom")
+COMMAND_RELATIONS = {
+    **dict.fromkeys(_words("approx approxeq simeq doteq thickapprox"), "~"),
+    **dict.fromkeys(_words("ne neq le leq leqslant ge geq geqslant lt gt ll gg equiv cong sim nmid mid"), "?"),
+    **dict.fromkeys(_words("propto in notin subset subseteq"), "?"),
+}
+TRANSPARENT_COMMANDS = _words(
+    "text textbf textit textrm textsf texttt textnormal mathrm mathbf mathit mathsf mathtt mbox hbox fbox boxed "
+    "boldsymbol bm emph underline displaystyle textstyle scriptstyle limits nolimits small large bf rm it "
+    "big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr left right middle nonumber notag strut relax "
+    "enspace thinspace noindent degree circ"
+)
+"""Commands that change no value; what stands in a group behind them is read as if they were not there."""
+SPACE_COMMANDS = _words("quad qquad hfill")
+BREAK_COMMANDS = _words(
+    "Rightarrow Longrightarrow rightarrow longrightarrow implies iff Leftrightarrow to therefore because hline cline "
+    "par item newline mapsto Leftarrow impliedby longmapsto leftrightarrow Longleftrightarrow"
+)
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+# Letters: words and units, or variables.
+
+GLUED_UNITS = _words(
+    "cm mm km dm nm ft yd mi in inch inches kg mg lb lbs oz ml mL kL cL dL hr hrs min mins sec secs ms mph kph kmh "
+    "GB MB KB TB gb mb kb tb Gb Mb kcal cal kW kWh kw kwh Hz kHz MHz GHz rpm USD EUR GBP CNY cents cent pts sq cc "
+    "dollars minutes hours days weeks months years seconds meters metres miles feet pounds grams"
+)
+"""What may stand directly behind a number without being a variable."""
+SHORT_WORDS = _words(
+    "of to in is it as at be by do go he if me my no on or so up us we an am pm ok ie eg vs mr ms dr st"
+)
+"""Two letters that are a word; any other two are a product of variables."""
+CLAUSE_WORDS = _words(
+    "is are was were has have had so then because since which that if gives give makes make leaves equals therefore "
+    "thus hence but while when where we he she they it this there"
+)
+"""Words that no unit between a number and an operator holds."""
+MEASURES = {
+    "time": "second/sec minute/min hour/hr day week month year/yr decade century fortnight",
+    "length": "inch/inche/in foot/feet/ft yard/yd mile/mi cm/centimeter/centimetre mm/millimeter/millimetre "
+    "km/kilometer/kilometre m/meter/metre",
+    "mass": "gram/g kilogram/kg milligram/mg pound/lb ounce/oz ton/tonne",
+    "volume": "liter/litre/l ml/milliliter/millilitre cup pint quart gallon tablespoon teaspoon",
+    "money": "cent/pence dollar/buck/usd penny/pennie nickel dime quarter euro",
+    "data": "byte bit kb/kilobyte mb/megabyte gb/gigabyte tb/terabyte",
+    "angle": "degree radian",
+    "count": "dozen pair score unit",
+}
+UNITS = {
+    name: (dimension, names.partition("/")[0])
+    for dimension, units in MEASURES.items()
+    for names in units.split()
+    for name in names.split("/")
+}
+"""Unit word -> its dimension and its first name."""
+
+# Words around an equation that leave its extent or its meaning in doubt.
+
+FRACTION_WORDS = _words(
+    "half third thirds fourth fourths fifth fifths sixth tenth quarter quarters twice double triple thrice"
+)
+"""Words that compute with what follows them, also with an "of" between."""
+COMPUTING_WORDS = FRACTION_WORDS | _words(
+    "sin cos tan sec csc cot log ln exp sqrt root lcm gcd gcf hcf max min floor ceil ceiling abs squared cubed minus "
+    "plus less more over divided multiplied mod modulo choose factorial negative"
+)
+JOINING_WORDS = _words("and than from to with")
+"""Words that may compute when a number stands before them: 5 more than 3 * 2, the sum of 3 and 4 + 5."""
+LABEL_WORDS = _words(
+    "step day week month year case part question problem example equation eq figure number no option round level "
+    "chapter section table line room item player person box group phase stage trial method page row column game team "
+    "class grade version rule theorem exercise answer way scenario hour minute lesson test quiz trip set type plan"
+)
+"""Words whose number is a name."""
+CONNECTIVES = _words(
+    "that so since because then thus hence therefore and or have has get gets is as note see but where gives give "
+    "find to if know also now means obtain be are was which implies yields equation equality fact"
+)
+"""Words that may stand before a plain number that an equation begins with."""
+REMAINDER_WORDS = _words("remainder r leftover leftovers over rem")

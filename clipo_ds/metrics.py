@@ -1,0 +1,182 @@
+"""The numbers of one training step, reduced over ranks; their names are the flat keys of metrics.jsonl.
+
+Every mean is a sum over a count, both added up over ranks before they are divided. A mean over nothing is NaN here and
+null in the file. What each key means is said in `METRICS`, which the README's table is made from.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clipo_ds import distributed
+from clipo_ds.contrastive_term import ContrastiveOutcome
+from clipo_ds.distributed import Ranks
+from clipo_ds.experience import Experience, SampledGroups
+from clipo_ds.schema import TrainConfig
+
+METRICS = {
+    "reward/mean": "mean reward before the contrastive term",
+    "reward/total": "mean reward with the contrastive term",
+    "accuracy/mean": "share of right final answers in the rollouts trained on",
+    "accuracy/sampled": "the same over all rollouts sampled, also those that dynamic sampling replaced",
+    "process/checked": "share of rollouts whose steps could be checked",
+    "process/consistent": "share of checked rollouts without a false step",
+    "process/consistent_among_correct": "share of checked rollouts with a right answer that have no false step",
+    "groups/zero_variance": "share of groups whose total rewards are all equal (they teach nothing)",
+    "groups/all_correct": "share of groups with right answers only",
+    "groups/all_wrong": "share of groups with wrong answers only",
+    "response/length": "mean response length, tokens",
+    "response/length_correct": "mean response length of right answers, tokens",
+    "response/length_wrong": "mean response length of wrong answers, tokens",
+    "response/truncated": "share of responses that reached the length cap",
+    "verifier/no_answer": "share of responses in which no final answer was found",
+    "verifier/timeout": "share of verifications that were killed at the time limit",
+    "policy/entropy": "mean entropy of the policy at the sampled positions, nats a token",
+    "policy/loss": "policy loss, mean over the step's updates",
+    "policy/grad_norm": "gradient norm before clipping, mean over the step's updates",
+    "policy/clip_low": "share of trained tokens clipped at the lower bound of the ratio",
+    "policy/clip_high": "share of trained tokens clipped at the upper bound of the ratio",
+    "policy/kl_old": "KL (k3) of the policy from the one that sampled, nats a token",
+    "policy/kl_reference": "KL from the frozen reference, nats a token (with objective.kl_coefficient)",
+    "policy/learning_rate": "learning rate of the next update",
+    "mismatch/mean_abs": "mean |trainer - sampler| log-probability of the sampled tokens",
+    "mismatch/max_abs": "largest |trainer - sampler| log-probability of the sampled tokens",
+    "mismatch/kl": "KL (k3) of trainer from sampler, nats a token",
+    "contrastive/loss": "mean contrastive loss over valid anchors, before the head's update",
+    "contrastive/valid_anchors": "valid anchors in the global batch",
+    "contrastive/valid_share": "valid anchors as a share of right answers",
+    "contrastive/reward": "mean contrastive reward over valid anchors",
+    "contrastive/reward_process_right": "mean contrastive reward of valid anchors without a false step",
+    "contrastive/reward_process_wrong": "mean contrastive reward of valid anchors with a false step",
+    "contrastive/reward_gap": "the former minus the latter: above 0 the term favours right reasoning",
+    "contrastive/floor_share": "share of valid anchors whose contrastive reward is the floor",
+    "contrastive/positive_similarity": "mean cosine of embeddings, right with right, within groups",
+    "contrastive/negative_similarity": "mean cosine of embeddings, right with wrong, within groups",
+    "contrastive/pooled_positive_similarity": "mean cosine of pooled states, right with right, within groups",
+    "contrastive/pooled_negative_similarity": "mean cosine of pooled states, right with wrong, within groups",
+    "contrastive/head_norm": "norm of the head's weights",
+    "contrastive/head_grad_norm": "norm of the head's gradient",
+    "sampling/rounds": "rounds of generation that dynamic sampling took",
+    "tokens/prompt": "prompt tokens in the global batch, each rollout counted",
+    "tokens/response": "response tokens in the global batch",
+    "time/…": "seconds on the slowest rank: generate, verify, score, contrastive, update, sync, record, step",
+    "throughput/generate": "response tokens sampled a second, all ranks",
+    "throughput/update": "tokens of prompt and response a second through scoring and update, all ranks",
+}
+
+
+class Means:
+    """Collects sums and counts under names, and reduces all of them over ranks in one go."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
+        """Add the mean of `values`, over the True entries of `where` only when it is given."""
+        chosen = values.double() if where is None else values.double()[where]
+        self.add_sum(name, float(chosen.sum()), chosen.numel())
+
+    def add_sum(self, name: str, total: float, count: float) -> None:
+        """Add a sum and the count that divides it."""
+        self._sums[name] = (total, count)
+
+    def reduce(self, ranks: Ranks) -> dict[str, float]:
+        """Means over all ranks; NaN where the count is 0."""
+        flat = {
+            f"{name}|{part}": value for name, pair in self._sums.items() for part, value in zip("sn", pair, strict=True)
+        }
+        total = distributed.sum_over_ranks(flat, ranks.device)
+        return {
+            name: total[f"{name}|s"] / total[f"{name}|n"] if total[f"{name}|n"] else math.nan for name in self._sums
+        }
+
+
+def rollout_metrics(
+    experience: Experience, sampled: SampledGroups, total_reward: Tensor, zero_variance: Tensor, ranks: Ranks
+) -> dict[str, float]:
+    """What the rollouts of a step are like: rewards, answers, steps, groups, lengths, entropy, mismatch."""
+    means = Means()
+    correct = experience.correct
+    checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
+    consistent = process_consistent(experience)
+    lengths = experience.mask.sum(1)
+    means.add("reward/mean", experience.reward)
+    means.add("reward/total", total_reward)
+    means.add("accuracy/mean", correct)
+    means.add_sum("accuracy/sampled", sampled.num_sampled_correct, sampled.num_sampled)
+    means.add("process/checked", checked)
+    means.add("process/consistent", consistent, checked)
+    means.add("process/consistent_among_correct", consistent, checked & correct)
+    means.add("groups/zero_variance", zero_variance)
+    by_group = correct.view(len(sampled.groups), -1) if len(sampled.groups) else correct.view(0, 1)
+    means.add("groups/all_correct", by_group.all(1))
+    means.add("groups/all_wrong", ~by_group.any(1))
+    means.add("response/length", lengths)
+    means.add("response/length_correct", lengths, correct)
+    means.add("response/length_wrong", lengths, ~correct)
+    means.add("response/truncated", torch.tensor([rollout.truncated for _, rollout in experience.flat]))
+    for status in ("no_answer", "timeout"):
+        means.add(f"verifier/{status}", torch.tensor([j.status == status for j in experience.judgements]))
+    means.add("policy/entropy", experience.entropy, experience.mask)
+    difference = (experience.old_logprobs - experience.rollout_logprobs)[experience.mask]
+    means.add("mismatch/mean_abs", difference.abs())
+    means.add("mismatch/kl", difference.neg().exp() + difference - 1)
+    reduced = means.reduce(ranks)
+    largest = float(difference.abs().max()) if difference.numel() else 0.0
+    reduced["mismatch/max_abs"] = distributed.max_over_ranks(largest, ranks.device)
+    return reduced
+
+
+def contrastive_metrics(
+    experience: Experience, outcome: ContrastiveOutcome, floor: float, ranks: Ranks
+) -> dict[str, float]:
+    """What the contrastive term says, and whether it tells right from wrong reasoning among the right answers."""
+    means = Means()
+    reward, valid = outcome.reward.cpu(), outcome.valid.cpu()
+    checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
+    consistent = process_consistent(experience)
+    means.add("contrastive/valid_share", valid, experience.correct)
+    means.add("contrastive/reward", reward, valid)
+    means.add("contrastive/reward_process_right", reward, valid & checked & consistent)
+    means.add("contrastive/reward_process_wrong", reward, valid & checked & ~consistent)
+    means.add("contrastive/floor_share", reward <= floor, valid)
+    reduced = means.reduce(ranks)
+    gap = reduced["contrastive/reward_process_right"] - reduced["contrastive/reward_process_wrong"]
+    loss = outcome.mean_loss if outcome.num_valid else math.nan
+    return {
+        "contrastive/loss": loss,
+        "contrastive/valid_anchors": outcome.num_valid,
+        **reduced,
+        "contrastive/reward_gap": gap,
+    }
+
+
+def process_consistent(experience: Experience) -> Tensor:
+    """Bool[N]: the steps were checked and none is false."""
+    return torch.tensor([j.process_consistent is True for j in experience.judgements], dtype=torch.bool)
+
+
+def warnings_in_words(config: TrainConfig, metrics: dict[str, float]) -> dict[str, str]:
+    """What in a step's numbers means that the run is not learning, in words that name the setting, by kind."""
+    warnings: dict[str, str] = {}
+    if metrics["response/truncated"] > 0.5:
+        warnings["truncated"] = (
+            f"{metrics['response/truncated']:.0%} of the responses were cut at rollout.max_new_tokens = "
+            f"{config.rollout.max_new_tokens}; raise it, or they can never be right"
+        )
+    if metrics["groups/zero_variance"] > 0.8:
+        ease = "easy" if metrics["accuracy/mean"] > 0.5 else "hard"
+        warnings["zero_variance"] = (
+            f"in {metrics['groups/zero_variance']:.0%} of the groups all rewards are equal, which teaches nothing; the "
+            f"prompts are too {ease} for this model (try objective.dynamic_sampling true, or other data.train)"
+        )
+    if config.contrastive is not None and metrics.get("contrastive/floor_share", 0.0) > 0.5:
+        warnings["floor"] = (
+            f"{metrics['contrastive/floor_share']:.0%} of the contrastive rewards sit at contrastive.floor = "
+            f"{config.contrastive.floor} and say nothing; try contrastive.reward_centering group, a smaller "
+            "contrastive.weight or more contrastive.head_warmup_steps"
+        )
+    return warnings

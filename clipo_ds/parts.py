@@ -1,0 +1,284 @@
+"""From a configuration to the parts of a run: everything is checked first, then everything is built.
+
+`preflight` reads and checks whatever the user gave (DeepSpeed file, model folder, tokenizer, data, reward functions,
+run folder) without loading a weight or writing a file. `build_parts` then loads, builds and, when resuming, restores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from clipo_ds import arithmetic, checkpoint, distributed
+from clipo_ds.checkpoint import Progress
+from clipo_ds.config import dump_config, read_ds_config
+from clipo_ds.contrastive_term import ContrastiveTerm
+from clipo_ds.data import PromptOrder, load_prompts
+from clipo_ds.display import Display
+from clipo_ds.distributed import Ranks
+from clipo_ds.environment import describe_environment
+from clipo_ds.generation import RolloutEngine, TransformersEngine
+from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.objectives import ObjectiveSpec, resolve_objective
+from clipo_ds.policy import Policy, build_policy
+from clipo_ds.records import RunWriter, check_run_dir
+from clipo_ds.rewards import Judge
+from clipo_ds.schema import TrainConfig
+from clipo_ds.sources import name_sources
+from clipo_ds.trackers import Trackers, check_trackers
+from clipo_ds.types import InputError, Prompt
+from clipo_ds.weight_sync import sync_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check that needs no weights."""
+
+    config: TrainConfig
+    spec: ObjectiveSpec
+    ds_config: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Prompt]
+    tests: dict[str, list[Prompt]]
+    run_dir: Path
+    resume_from: Path | None
+
+
+@dataclass
+class Parts:
+    """Everything that a training step works with."""
+
+    config: TrainConfig
+    spec: ObjectiveSpec
+    ranks: Ranks
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    engine: RolloutEngine
+    judge: Judge
+    term: ContrastiveTerm | None
+    prompts: list[Prompt]
+    order: PromptOrder
+    tests: dict[str, list[Prompt]]
+    run_dir: Path
+    writer: RunWriter | None  # on rank 0
+    display: Display
+    trackers: Trackers
+    progress: Progress
+    stop_requested: bool = False
+
+    def draw(self) -> list[Prompt]:
+        """The next `rollout.prompts_per_step` prompts of the global batch, the same on every rank."""
+        size = self.config.rollout.prompts_per_step
+        chosen = self.order.batch(self.progress.prompts_drawn, size)
+        self.progress = Progress(self.progress.step, self.progress.prompts_drawn + size)
+        return [self.prompts[i] for i in chosen]
+
+
+def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
+    """Check all that a run needs; called by all ranks.
+
+    Raises:
+        InputError: In one line, what is wrong, where, and what would be right.
+    """
+    if config.ds_config is None:
+        raise InputError("`ds_config` must be a DeepSpeed JSON file (--ds_config ds_configs/zero3.json), got nothing")
+    ds_config = read_ds_config(config.ds_config, ranks.world_size, config)
+    if config.rollout.prompts_per_step < ranks.world_size:
+        raise InputError(
+            f"`rollout.prompts_per_step` must be at least the number of ranks ({ranks.world_size}), "
+            f"got {config.rollout.prompts_per_step}"
+        )
+    run_dir, resume_from = _run_folder(config, ranks)
+    if resume_from is not None:
+        checkpoint.check_resumable(resume_from, ranks.world_size, ds_config["zero_optimization"]["stage"])
+    check_trackers(config.logging.trackers)
+    spec = resolve_objective(
+        config.objective.name,
+        clip_low=config.objective.clip_low,
+        clip_high=config.objective.clip_high,
+        dual_clip=config.objective.dual_clip,
+        aggregation=config.objective.aggregation,
+        constant_length=config.objective.constant_length or config.rollout.max_new_tokens,
+        advantage_normalize=config.objective.advantage_normalize,
+        dynamic_sampling=config.objective.dynamic_sampling,
+    )
+    build_judge(config, spec).close()  # imports the user's reward functions
+    facts = inspect_model(config.model.path, task=config.task, trust_remote_code=config.model.trust_remote_code)
+    prompts, tests = _load_data(config, facts.tokenizer)
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    limit = getattr(facts.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
+        )
+    return Plan(config, spec, ds_config, facts.tokenizer, prompts, tests, run_dir, resume_from)
+
+
+def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
+    """The judge with the objective's default for the overlong penalty filled in."""
+    cap = config.rollout.max_new_tokens
+    buffer = config.reward.overlong_buffer
+    return Judge(
+        config.reward,
+        overlong_buffer=int(spec.overlong_fraction * cap) if buffer is None else buffer,
+        max_new_tokens=cap,
+    )
+
+
+def build_parts(plan: Plan, ranks: Ranks) -> Parts:
+    """Load and build everything, restore it when resuming, open the run folder; called by all ranks."""
+    config = plan.config
+    # One rank makes what has to be made once (the small model, a converted GGUF file); the others find it.
+    if ranks.is_main:
+        materialise_model(config.model.path, task=config.task)
+    distributed.barrier()
+    folder = materialise_model(config.model.path, task=config.task)
+    frozen_steps = config.contrastive.head_warmup_steps if config.contrastive else 0
+    updates = (config.steps - frozen_steps) * config.optimizer.mini_batches * config.optimizer.epochs_per_batch
+    _seed_everything(config.seed)
+    policy = build_policy(
+        folder,
+        config.model,
+        config.optimizer,
+        plan.ds_config,
+        num_updates=updates,
+        with_reference=config.objective.kl_coefficient > 0,
+        device=ranks.device,
+    )
+    term = None
+    if config.contrastive is not None:
+        term = ContrastiveTerm(config.contrastive, policy.hidden_size, config.seed, ranks)
+    progress = Progress(step=0, prompts_drawn=0)
+    if plan.resume_from is not None:
+        progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
+        if ranks.is_main:
+            checkpoint.remove_later(plan.resume_from)
+    engine = _build_engine(config, folder, plan.tokenizer, ranks)
+    sync_weights(policy.model, engine)
+    display = Display(config.logging, config.steps, enabled=ranks.is_main)
+    writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
+    trackers = Trackers()
+    if ranks.is_main and config.logging.trackers:
+        trackers = Trackers.start(
+            config.logging.trackers,
+            project=config.logging.project,
+            run_dir=plan.run_dir,
+            config=flatten(dataclasses.asdict(config)),
+            cpu=ranks.device.type == "cpu",
+        )
+    distributed.barrier()
+    display.say(f"run folder {plan.run_dir}")
+    return Parts(
+        config=config,
+        spec=plan.spec,
+        ranks=ranks,
+        policy=policy,
+        tokenizer=plan.tokenizer,
+        engine=engine,
+        judge=build_judge(config, plan.spec),
+        term=term,
+        prompts=plan.prompts,
+        order=PromptOrder(len(plan.prompts), config.seed),
+        tests=plan.tests,
+        run_dir=plan.run_dir,
+        writer=writer,
+        display=display,
+        trackers=trackers,
+        progress=progress,
+    )
+
+
+def close_parts(parts: Parts) -> None:
+    """End worker processes and trackers."""
+    parts.judge.close()
+    parts.trackers.finish()
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping with dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _run_folder(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to continue from."""
+    if config.resume is None:
+        if config.run_dir is not None:
+            check_run_dir(Path(config.run_dir))
+            return Path(config.run_dir), None
+        name = Path(config.recipe or "run").stem
+        # Ranks may read the clock a second apart.
+        return Path(distributed.broadcast_object(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")), None
+    if config.resume == "auto":
+        if config.run_dir is None:
+            raise InputError("`run_dir` must name the run folder to continue with --resume auto, got nothing")
+        return Path(config.run_dir), checkpoint.newest_checkpoint(Path(config.run_dir))
+    found = Path(config.resume)
+    owner = found.resolve().parent.parent
+    if config.run_dir is not None and Path(config.run_dir).resolve() != owner:
+        raise InputError(f"`run_dir` must be the folder of the checkpoint to resume ({owner}), got {config.run_dir!r}")
+    return Path(config.run_dir or found.parent.parent), found
+
+
+def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
+    limit = config.evaluation.max_problems
+    if config.task is not None:
+        prompts = arithmetic.train_prompts(config.task, tokenizer)
+        tests = arithmetic.test_prompts(config.task, tokenizer)
+    else:
+        prompts = load_prompts(config.data.train, tokenizer, config.data, max_rows=config.data.max_rows).prompts
+        tests = {
+            name: load_prompts([source], tokenizer, config.data, max_rows=limit, field="data.test").prompts
+            for name, source in name_sources(config.data.test).items()
+        }
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    if longest > config.data.max_prompt_tokens:
+        raise InputError(
+            f"`data.max_prompt_tokens` must be at least {longest} for this task, got {config.data.max_prompt_tokens}"
+        )
+    if len(prompts) < config.rollout.prompts_per_step:
+        raise InputError(
+            f"`rollout.prompts_per_step` must be at most the number of training prompts ({len(prompts)}), "
+            f"got {config.rollout.prompts_per_step}"
+        )
+    return prompts, {name: test[:limit] for name, test in tests.items()}
+
+
+def _build_engine(config: TrainConfig, folder: str, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> RolloutEngine:
+    dtype = config.model.dtype if config.rollout.dtype == "auto" else config.rollout.dtype
+    replica = load_causal_lm(
+        folder,
+        dtype=dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        attn_implementation=config.model.attn_implementation,
+        device=ranks.device,
+    )
+    return TransformersEngine(replica, tokenizer, max_sequences=config.rollout.max_sequences)
+
+
+def _open_run_folder(plan: Plan, progress: Progress, ranks: Ranks) -> RunWriter:
+    config_yaml = dump_config(plan.config)
+    environment = describe_environment(world_size=ranks.world_size)
+    if plan.config.resume is not None and (plan.run_dir / "config.yaml").exists():
+        return RunWriter.resume(plan.run_dir, progress.step)
+    return RunWriter.create(plan.run_dir, config_yaml=config_yaml, ds_config=plan.ds_config, environment=environment)
+
+
+def _seed_everything(seed: int) -> None:
+    import transformers
+
+    transformers.set_seed(seed)

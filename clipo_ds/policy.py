@@ -1,0 +1,306 @@
+"""The training policy: a causal language model on a DeepSpeed engine, full or with LoRA adapters.
+
+`Policy.score` and `Policy.forward` give log-probabilities, entropy and pooled hidden states of a micro-batch from one
+pass through the decoder. The vocabulary projection runs over chunks of response tokens inside one module, so that the
+logits of a whole micro-batch never exist and ZeRO-3 gathers the output weight once a pass, however many chunks a rank
+has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import get_scheduler
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+from clipo_ds.models import load_causal_lm
+from clipo_ds.schema import LoraConfig, ModelConfig, OptimizerConfig
+from clipo_ds.types import Batch, InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one pass says about the N rollouts of a micro-batch."""
+
+    logprobs: Tensor  # Float[N, T], natural log, 0 where the response mask is False
+    entropy: Tensor  # Float[N, T], nats, 0 where the response mask is False; no gradient flows through it
+    pooled: Tensor  # Float[N, H], float32: mean of the final-norm states that produced the response tokens
+
+
+class TokenHead(nn.Module):
+    """Log-probabilities and entropies of given tokens from hidden states, over chunks of tokens.
+
+    It holds the output weight itself (the same parameter object as the model's own head), so that ZeRO-3 gathers it for
+    this module's forward and backward as a whole. Chunks are recomputed in the backward pass.
+    """
+
+    def __init__(self, output: nn.Linear, chunk_tokens: int) -> None:
+        super().__init__()
+        self.weight = output.weight
+        self.bias = output.bias
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, states: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """Give ``(logprobs, entropies)``, each Float[M] in float32, for ``states`` [M, H] and ``targets`` Int[M]."""
+        pieces = [
+            checkpoint(self._chunk, s, t, with_entropy, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else self._chunk(s, t, with_entropy)
+            for s, t in zip(states.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
+        ]
+        logprobs, entropies = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _chunk(self, states: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        logits = functional.linear(states, self.weight, self.bias).float()
+        normaliser = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+        if not with_entropy:
+            return logprobs, torch.zeros_like(logprobs)
+        with torch.no_grad():
+            # H = log Z - E[logit], without a second [M, V] tensor of log-probabilities.
+            probabilities = (logits - normaliser[:, None]).exp_()
+            entropies = normaliser - (probabilities * logits).sum(-1)
+        return logprobs, entropies
+
+
+class ScoringModule(nn.Module):
+    """The module that the DeepSpeed engine trains: decoder, pooling and token head in one forward."""
+
+    def __init__(self, model: nn.Module, chunk_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        output = plain.get_output_embeddings()
+        if not isinstance(output, nn.Linear):
+            raise InputError(
+                "`model.lora.target_modules` must leave the output head alone, got an adapter on it"
+                if isinstance(model, PeftModel)
+                else f"`model.path` must have a linear output head, got {type(output).__name__}"
+            )
+        self.token_head = TokenHead(output, chunk_tokens)
+
+    def forward(self, batch: Batch, with_entropy: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the fields of `Scores` for a micro-batch on this rank's device.
+
+        The state that produced response token t sits one column to the left of it: the columns pooled and projected are
+        ``response_start - 1 + t`` for the T tokens of the response, end-of-sequence token included.
+        """
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hidden = plain.get_decoder()(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False
+        ).last_hidden_state  # (N, S, H)
+        num_rows, num_tokens = batch.response_mask.shape
+        row, step = batch.response_mask.nonzero(as_tuple=True)
+        states = hidden[row, batch.response_start[row] - 1 + step]  # (M, H), M real response tokens
+        logprobs, entropies = self.token_head(states, batch.response_ids[row, step], with_entropy)
+        blank = logprobs.new_zeros(num_rows, num_tokens)
+        counts = batch.response_mask.sum(1).clamp(min=1)
+        pooled = states.new_zeros(num_rows, states.shape[-1], dtype=torch.float32).index_add(0, row, states.float())
+        return (
+            blank.index_put((row, step), logprobs),
+            blank.index_put((row, step), entropies),
+            pooled / counts[:, None],
+        )
+
+
+class Policy:
+    """A DeepSpeed engine around a `ScoringModule`, and the frozen reference policy where a KL term wants one."""
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        model: nn.Module,
+        reference: nn.Module | None,
+    ) -> None:
+        self.engine = engine
+        self.model = model
+        self._reference = reference
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.engine.device)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Scores:
+        """Score a micro-batch under the current policy, without gradients."""
+        self.engine.eval()
+        return Scores(*self.engine(on_device(batch, self.device)))
+
+    @torch.no_grad()
+    def score_reference(self, batch: Batch) -> Tensor:
+        """Log-probabilities Float[N, T] under the frozen reference: the adapter switched off, or the frozen copy.
+
+        Raises:
+            RuntimeError: The policy was built without a reference.
+        """
+        batch = on_device(batch, self.device)
+        self.engine.eval()
+        if self._reference is not None:
+            return self._reference(batch, with_entropy=False)[0]
+        if not isinstance(self.model, PeftModel):
+            raise RuntimeError("this policy holds no reference: build it with `with_reference=True`")
+        with self.model.disable_adapter():
+            return self.engine(batch, with_entropy=False)[0]
+
+    def forward(self, batch: Batch) -> Scores:
+        """Score a micro-batch with gradients; `backward` must follow before the next forward."""
+        self.engine.train()
+        return Scores(*self.engine(on_device(batch, self.device), with_entropy=False))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of a scalar loss that is already divided by the *global* denominator.
+
+        Args:
+            loss: This rank's part of the global loss. DeepSpeed averages gradients over ranks, so the sum over ranks
+                that the global loss means is restored here by the factor world size.
+            last: Whether this is the mini-batch's last micro-batch; `step` may follow then.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.engine.dp_world_size, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Clip, take one optimiser step, advance the schedule; give the gradient's norm before clipping.
+
+        Raises:
+            FloatingPointError: The gradient is not finite. No weight has been changed.
+        """
+        norm = None
+        if self.engine.zero_optimization_stage() == 0:  # DeepSpeed neither reports nor checks the norm here
+            grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                self.engine.zero_grad()
+                raise FloatingPointError(f"the gradient's norm is {norm}")
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            raise FloatingPointError("the gradient is not finite")
+        return norm if norm is not None else float(self.engine.get_global_grad_norm())
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate that the next step uses."""
+        return float(self.engine.get_lr()[0])
+
+
+def build_policy(
+    folder: str,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    ds_config: Mapping[str, Any],
+    *,
+    num_updates: int,
+    with_reference: bool,
+    device: torch.device,
+) -> Policy:
+    """Load the model and put it on a DeepSpeed engine; called by all ranks.
+
+    Args:
+        folder: What `from_pretrained` takes: a Hugging Face id or a folder.
+        model: Precision, adapters, checkpointing.
+        optimizer: AdamW and its schedule.
+        ds_config: DeepSpeed's configuration with no `auto` left in it.
+        num_updates: Optimiser steps of the whole run; the schedule ends there.
+        with_reference: Keep a frozen reference policy for a KL term.
+        device: This rank's device.
+    """
+    dtype = getattr(torch, model.dtype)
+    with _partitioned_loading(ds_config):
+        language_model = _load(folder, model, dtype)
+        # With adapters the reference is the same model, adapter off.
+        frozen = _load(folder, model, dtype) if with_reference and model.lora is None else None
+    if model.lora is not None:
+        language_model = get_peft_model(language_model, _peft_config(model.lora), autocast_adapter_dtype=False)
+    if model.gradient_checkpointing:
+        # ZeRO-3 releases weights between forward and recomputation, which only re-entrant checkpointing tolerates; that
+        # form needs an input with a gradient, which frozen embeddings do not give.
+        language_model.gradient_checkpointing_enable({"use_reentrant": True})
+        language_model.enable_input_require_grads()
+    module = ScoringModule(language_model, model.logprob_chunk_tokens)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        model_parameters=[p for p in module.parameters() if p.requires_grad],
+        config=dict(ds_config),
+        lr_scheduler=lambda basic: get_scheduler(
+            optimizer.schedule, basic, num_warmup_steps=optimizer.warmup_steps, num_training_steps=num_updates
+        ),
+    )
+    reference = None if frozen is None else _reference_engine(frozen, model, ds_config, device)
+    return Policy(engine, language_model, reference)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The micro-batch with its tensors on a device."""
+    return Batch(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+        response_start=batch.response_start.to(device),
+        response_ids=batch.response_ids.to(device),
+        response_mask=batch.response_mask.to(device),
+        rows=batch.rows,
+        is_padding=batch.is_padding,
+    )
+
+
+def _load(folder: str, model: ModelConfig, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    return load_causal_lm(
+        folder, dtype=dtype, trust_remote_code=model.trust_remote_code, attn_implementation=model.attn_implementation
+    )
+
+
+def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _reference_engine(
+    frozen: nn.Module, model: ModelConfig, ds_config: Mapping[str, Any], device: torch.device
+) -> nn.Module:
+    module = ScoringModule(frozen.requires_grad_(False), model.logprob_chunk_tokens).eval()
+    if ds_config["zero_optimization"]["stage"] < 3:
+        return module.to(device)
+    partitioned = {k: v for k, v in ds_config.items() if k not in ("optimizer", "scheduler")}
+    engine, *_ = deepspeed.initialize(model=module, config=partitioned)
+    return engine
+
+
+@contextlib.contextmanager
+def _partitioned_loading(ds_config: Mapping[str, Any]) -> Iterator[None]:
+    """Let transformers partition weights while it loads them, under ZeRO-3 only.
+
+    transformers finds the configuration through a weak reference in a global; it is taken back afterwards, so that the
+    rollout engine's replica is loaded whole.
+    """
+    if ds_config["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    alive = HfDeepSpeedConfig(dict(ds_config))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive

@@ -1,0 +1,136 @@
+"""What one does with a trained model away from its run: score it on data, export it. No DeepSpeed engine is built."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from clipo_ds import arithmetic
+from clipo_ds.checkpoint import newest_checkpoint
+from clipo_ds.config import load_config
+from clipo_ds.data import load_prompts
+from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
+from clipo_ds.generation import TransformersEngine
+from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.rewards import Judge
+from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
+from clipo_ds.sources import name_sources
+from clipo_ds.types import InputError, Prompt
+
+logger = logging.getLogger(__name__)
+
+
+def model_reference(path: str) -> tuple[str, TrainConfig | None]:
+    """Turn a run folder or checkpoint into its model folder; anything else is a model reference already.
+
+    Returns the reference and, for a run or checkpoint, the configuration that it was trained with.
+
+    Raises:
+        InputError: A run folder without a whole checkpoint.
+    """
+    folder = Path(path)
+    if (folder / "checkpoint.json").exists():
+        return str(folder / "model"), _run_config(folder.resolve().parent.parent)
+    if (folder / "config.yaml").exists():
+        newest = newest_checkpoint(folder)
+        if newest is None:
+            raise InputError(f"`model` must be a run with a checkpoint, got '{path}', which has none yet")
+        return str(newest / "model"), _run_config(folder)
+    return path, None
+
+
+def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
+    """Score a model on data files as `scripts/evaluate.py` is asked to, one result a file.
+
+    Raises:
+        InputError: A wrong model, file or number; nothing has been loaded then.
+    """
+    for name, low in (("samples", 1), ("max_new_tokens", 1), ("max_prompt_tokens", 1), ("max_sequences", 1)):
+        require(getattr(arguments, name) >= low, name, f"at least {low}", getattr(arguments, name))
+    require(arguments.temperature > 0, "temperature", "positive", arguments.temperature)
+    require(0 < arguments.top_p <= 1, "top_p", "in (0, 1]", arguments.top_p)
+    limit = arguments.max_problems
+    require(limit is None or limit >= 1, "max_problems", "at least 1", limit)
+    reference, config = model_reference(arguments.model)
+    facts = inspect_model(reference)
+    tests = _test_prompts(arguments, config, facts.tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = arguments.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    model = load_causal_lm(materialise_model(reference), dtype=dtype, device=device)
+    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences)
+    sampled = arguments.samples > 1
+    with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens) as judge:
+        return [
+            summarise(
+                name,
+                run_problems(
+                    engine,
+                    prompts[:limit],
+                    judge,
+                    samples=arguments.samples,
+                    temperature=arguments.temperature if sampled else 0.0,
+                    top_p=arguments.top_p if sampled else 1.0,
+                    max_new_tokens=arguments.max_new_tokens,
+                    seed=arguments.seed,
+                ),
+            )
+            for name, prompts in tests.items()
+        ]
+
+
+def export_model(path: str, out: Path, *, adapter: bool, dtype: str | None) -> None:
+    """Write a run's or checkpoint's policy as a folder that plain transformers or PEFT loads.
+
+    LoRA policies are merged into their base in float32 and rounded once; with `adapter` the adapter is copied as it is.
+
+    Raises:
+        InputError: No such run, no checkpoint, the target exists, or an adapter is asked of a full policy.
+    """
+    reference, config = model_reference(path)
+    folder = Path(reference)
+    if config is None:
+        raise InputError(f"`model` must be a run folder or a checkpoint of one, got {path!r}")
+    if out.exists():
+        raise InputError(f"`out` must not exist yet, got '{out}'")
+    is_adapter = (folder / "adapter_config.json").exists()
+    if adapter and not is_adapter:
+        raise InputError(f"`adapter` must be left out for a full policy, which has no adapter: '{path}'")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if adapter or (not is_adapter and dtype is None):
+        shutil.copytree(folder, partial)
+    else:
+        load_causal_lm(str(folder), dtype=dtype or config.model.dtype).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(partial)
+    partial.rename(out)
+
+
+def _run_config(run_dir: Path) -> TrainConfig:
+    return load_config(str(run_dir / "config.yaml"))
+
+
+def _test_prompts(arguments: Namespace, config: TrainConfig | None, tokenizer: object) -> dict[str, list[Prompt]]:
+    if not arguments.data:
+        if config is None:
+            raise InputError("`data` must name data files for a model that is not a run, got nothing")
+        if config.task is not None:
+            return arithmetic.test_prompts(config.task, tokenizer)
+        arguments.data = config.data.test
+    base = config.data if config is not None else DataConfig()
+    data = DataConfig(
+        kind=base.kind,
+        system_prompt=arguments.system_prompt or base.system_prompt,
+        instruction=arguments.instruction or base.instruction,
+        max_prompt_tokens=arguments.max_prompt_tokens,
+    )
+    return {
+        name: load_prompts([source], tokenizer, data, max_rows=arguments.max_problems, field="data").prompts
+        for name, source in name_sources(arguments.data).items()
+    }

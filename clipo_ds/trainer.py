@@ -1,0 +1,323 @@
+"""The loop: one step, top to bottom, in the order of the method.
+
+    prompts [P] -> groups [P, G] -> verdicts and rewards [N] -> log-probabilities [N, T] and pooled states [N, H] in
+    one pass -> embeddings [N, D] -> contrastive loss and reward [N] -> advantages [N] -> policy update -> weights to
+    the sampler -> the run folder
+
+Where it departs from the paper (arXiv 2603.10101): "correct" is the verifier's verdict, never a threshold on the
+reward; dynamic sampling looks at outcomes alone, so the contrastive term cannot make an all-right group count as
+informative; the optimiser steps of the head use the global number of valid anchors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipo_ds import distributed
+from clipo_ds.advantages import group_advantages, zero_variance_groups
+from clipo_ds.checkpoint import Progress, save_checkpoint
+from clipo_ds.contrastive_term import ContrastiveOutcome
+from clipo_ds.distributed import Ranks
+from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
+from clipo_ds.experience import Experience, SampledGroups, sample_groups, score_groups
+from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
+from clipo_ds.parts import Parts, build_parts, close_parts, preflight
+from clipo_ds.schema import TrainConfig
+from clipo_ds.types import Prompt, RunStopped
+from clipo_ds.update import Targets, update_policy
+from clipo_ds.weight_sync import sync_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step leaves behind."""
+
+    step: int  # 1 for the first
+    metrics: dict[str, float]  # of all ranks
+    rollouts: dict[str, Any]  # columns of the run folder's parquet, this rank's rollouts
+
+
+class Stopwatch:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block under `time/<name>`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + time.perf_counter() - began
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as the configuration says; called by all ranks. Returns the run folder.
+
+    Raises:
+        InputError: Something the user gave is wrong; found before any weight is loaded, and nothing is written.
+        RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
+        FloatingPointError: A gradient was not finite; no weight was changed by it.
+    """
+    ranks = distributed.start()
+    plan = preflight(config, ranks)
+    parts = build_parts(plan, ranks)
+    try:
+        with parts.display, _stop_after_step(parts):
+            finished = run_loop(parts)
+    finally:
+        close_parts(parts)
+    if not finished:
+        raise RunStopped(
+            f"stopped after step {parts.progress.step} of {config.steps}; go on with "
+            f"--resume {parts.run_dir / 'checkpoints' / f'step_{parts.progress.step:06d}'}"
+        )
+    return parts.run_dir
+
+
+def run_loop(parts: Parts) -> bool:
+    """Train from where `parts.progress` stands to the last step; False when a stop was requested before the end."""
+    config = parts.config
+    if parts.progress.step == 0 and config.evaluation.every is not None:
+        evaluate_now(parts, step=0)
+    while parts.progress.step < config.steps:
+        step = parts.progress.step + 1
+        record = train_step(parts, parts.draw(), step)
+        parts.progress = Progress(step, parts.progress.prompts_drawn)
+        parts.display.step(step, record.metrics, record.rollouts)
+        last = step == config.steps
+        if config.evaluation.every is not None and (last or _due(config.evaluation.every, step)):
+            evaluate_now(parts, step)
+        # One rank's signal stops all of them, after the same step.
+        stopping = bool(distributed.max_over_ranks(parts.stop_requested, parts.ranks.device))
+        if last or stopping or _due(config.checkpoint.every, step):
+            path = save_checkpoint(
+                parts.run_dir, parts.progress, parts.policy, parts.tokenizer, parts.term, parts.ranks,
+                keep=config.checkpoint.keep,
+            )  # fmt: skip
+            logger.info("checkpoint %s", path)
+        if stopping and not last:
+            return False
+    return True
+
+
+def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord:
+    """One step on the given prompts of the global batch; called by all ranks with the same prompts.
+
+    Raises:
+        FloatingPointError: A gradient was not finite. The weights are those before the bad update, the rollouts of the
+            step are in the run folder.
+    """
+    config, ranks = parts.config, parts.ranks
+    watch = Stopwatch()
+    frozen = config.contrastive is not None and step <= config.contrastive.head_warmup_steps
+    pad_token_id = parts.tokenizer.pad_token_id
+    with watch.phase("step"):
+        with watch.phase("generate"):
+            sampled = sample_groups(
+                config, parts.engine, parts.judge, ranks, prompts, parts.draw,
+                step=step, dynamic=parts.spec.dynamic_sampling,
+            )  # fmt: skip
+        watch.seconds["time/verify"] = sampled.verify_seconds
+        watch.seconds["time/generate"] -= sampled.verify_seconds
+        with watch.phase("score"):
+            experience = score_groups(
+                config, parts.policy, ranks, sampled, pad_token_id=pad_token_id,
+                with_reference=config.objective.kl_coefficient > 0,
+            )  # fmt: skip
+        with watch.phase("contrastive"):
+            outcome, contrast = _contrast(parts, experience, step)
+        total_reward = experience.reward if outcome is None else experience.reward + outcome.reward.cpu()
+        advantages = group_advantages(total_reward, experience.group, normalize=parts.spec.advantage_normalize)
+        zero_variance = zero_variance_groups(total_reward, experience.group)
+        columns = _rollout_columns(parts, experience, outcome, total_reward, advantages, step)
+        metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
+        if not frozen:
+            with watch.phase("update"):
+                targets = Targets(advantages, zero_variance, None if outcome is None else outcome.pooled_gradient)
+                try:
+                    metrics |= update_policy(
+                        config, parts.spec, parts.policy, ranks, experience, targets,
+                        pad_token_id=pad_token_id, step=step,
+                    )  # fmt: skip
+                except FloatingPointError as error:
+                    _write_rollouts(parts, columns, step)
+                    raise FloatingPointError(f"step {step}: {error}") from error
+            with watch.phase("sync"):
+                sync_weights(parts.policy.model, parts.engine)
+        with watch.phase("record"):
+            _write_rollouts(parts, columns, step)
+    metrics |= _speed(experience, sampled, watch, ranks)
+    record = StepRecord(step, metrics, columns)
+    if parts.writer is not None:
+        parts.writer.write_metrics(step, metrics)
+    parts.trackers.log(metrics, step)
+    parts.display.warn(warnings_in_words(config, metrics), step)
+    return record
+
+
+def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
+    """Evaluate the sampler's weights, which are the policy's, on every test set; called by all ranks.
+
+    Returns the results on rank 0, an empty mapping elsewhere.
+    """
+    config, results = parts.config, {}
+    setting = config.evaluation
+    for name, prompts in parts.tests.items():
+        own = [prompts[i] for i in parts.ranks.share(len(prompts))]
+        rows = run_problems(
+            parts.engine,
+            own,
+            parts.judge,
+            samples=setting.samples,
+            temperature=setting.temperature if setting.samples > 1 else 0.0,
+            top_p=setting.top_p if setting.samples > 1 else 1.0,
+            max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
+            seed=config.seed,
+        )
+        gathered = distributed.gather_objects(rows)
+        if gathered is None:
+            continue
+        results[name] = summarise(name, [row for share in gathered for row in share])
+        if parts.writer is not None:
+            parts.writer.write_evaluation(step, results[name].to_dict())
+        flat = {f"evaluation/{name}/{key}": value for key, value in results[name].to_dict().items()}
+        parts.trackers.log({k: v for k, v in flat.items() if isinstance(v, int | float)}, step)
+    parts.display.evaluation(step, results)
+    return results
+
+
+def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[ContrastiveOutcome | None, dict[str, float]]:
+    """The contrastive term on a scored batch: its outcome under the head as it stands, then the head's own step.
+
+    This is the one place where `contrastive: null` differs from a run with the term.
+    """
+    term = parts.term
+    if term is None:
+        return None, {}
+    device = experience.pooled.device
+    correct, group = experience.correct.to(device), experience.group.to(device)
+    outcome = term.judge(experience.pooled, correct, group, step)
+    metrics = contrastive_metrics(experience, outcome, term.config.floor, parts.ranks)
+    for prefix, vectors in (("", outcome.embeddings), ("pooled_", experience.pooled)):
+        positive, negative = term.similarities(vectors, correct, group)
+        metrics[f"contrastive/{prefix}positive_similarity"] = positive
+        metrics[f"contrastive/{prefix}negative_similarity"] = negative
+    metrics["contrastive/head_norm"] = term.head_norm()
+    metrics["contrastive/head_grad_norm"] = term.learn(experience.pooled, correct, group, step, outcome.num_valid)
+    return outcome, metrics
+
+
+def _rollout_columns(
+    parts: Parts,
+    experience: Experience,
+    outcome: ContrastiveOutcome | None,
+    total_reward: Tensor,
+    advantages: Tensor,
+    step: int,
+) -> dict[str, Any]:
+    """This rank's rows of the run folder's parquet."""
+    judgements, flat = experience.judgements, experience.flat
+    columns: dict[str, Any] = {
+        "step": [step] * len(flat),
+        "group": experience.group.tolist(),
+        "prompt": [prompt.text for prompt, _ in flat],
+        "response": [rollout.text for _, rollout in flat],
+        "ground_truth": [prompt.ground_truth for prompt, _ in flat],
+        "source": [prompt.source for prompt, _ in flat],
+        "prompt_uid": [prompt.uid for prompt, _ in flat],
+        "extracted": [j.extracted for j in judgements],
+        "correct": experience.correct.tolist(),
+        "process_consistent": [j.process_consistent for j in judgements],
+        "outcome_reward": [j.outcome for j in judgements],
+        "reward": total_reward.tolist(),
+        "contrastive_loss": [None] * len(flat),
+        "contrastive_reward": [0.0] * len(flat),
+        "advantage": advantages.tolist(),
+        "num_tokens": experience.mask.sum(1).tolist(),
+        "truncated": [rollout.truncated for _, rollout in flat],
+    }
+    if outcome is not None:
+        losses = zip(outcome.loss.tolist(), outcome.valid.tolist(), strict=True)
+        columns["contrastive_loss"] = [loss if valid else None for loss, valid in losses]
+        columns["contrastive_reward"] = outcome.reward.tolist()
+    if parts.config.logging.save_embeddings:
+        vectors = torch.nn.functional.normalize(experience.pooled, dim=1) if outcome is None else outcome.embeddings
+        columns["embedding"] = vectors.to(torch.float16).cpu().numpy()
+    return columns
+
+
+def _write_rollouts(parts: Parts, columns: dict[str, Any], step: int) -> None:
+    """Bring the ranks' rows together on rank 0 and write them."""
+    gathered = distributed.gather_objects(columns)
+    if gathered is None or parts.writer is None:
+        return
+    parts.writer.write_rollouts(step, concatenate_columns(gathered))
+
+
+def concatenate_columns(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of several ranks, one after the other."""
+    whole: dict[str, Any] = {}
+    for name, first in shares[0].items():
+        if isinstance(first, np.ndarray):
+            whole[name] = np.concatenate([share[name] for share in shares])
+        else:
+            whole[name] = [value for share in shares for value in share[name]]
+    return whole
+
+
+def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ranks: Ranks) -> dict[str, float]:
+    """Seconds by phase on the slowest rank, and tokens a second of all ranks."""
+    seconds = {name: distributed.max_over_ranks(value, ranks.device) for name, value in sorted(watch.seconds.items())}
+    tokens = distributed.sum_over_ranks(
+        {
+            "tokens/prompt": float(sum(len(prompt.token_ids) for prompt, _ in experience.flat)),
+            "tokens/response": float(experience.mask.sum()),
+        },
+        ranks.device,
+    )
+    trained = tokens["tokens/prompt"] + tokens["tokens/response"]
+    passes = seconds["time/score"] + seconds.get("time/update", 0.0)
+    return {
+        **seconds,
+        **tokens,
+        "sampling/rounds": float(sampled.rounds),
+        "throughput/generate": tokens["tokens/response"] / max(seconds["time/generate"], 1e-9),
+        "throughput/update": trained / max(passes, 1e-9),
+    }
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+@contextlib.contextmanager
+def _stop_after_step(parts: Parts) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end the run after the step it comes in; a second SIGINT interrupts at once."""
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if parts.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        parts.stop_requested = True
+        parts.display.say("stop requested: finishing this step, then writing a checkpoint (ctrl-C again: at once)")
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

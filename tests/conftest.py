@@ -1,0 +1,32 @@
+"""What all tests share: the environment of this process and of the ranks it starts, and the shared data.
+
+Tests use the user's own model cache (`CLIPO_DS_CACHE`, by default under ~/.cache), as a user's runs do: its entries are
+named by a hash of what made them, so the warm start of a small model is paid once a machine and not once a test run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports torch, and inherited by the ranks that tests start. One thread a process: results do not
+# depend on the number of cores, and several ranks do not fight over two of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The CPU also where there is a GPU; tests marked `gpu` are run with DS_ACCELERATOR=cuda.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# No test may depend on a hub, and a wrong model path must fail at once instead of after retries.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the checkout, `data/train` and `data/test`."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the shared data sets are not beside this checkout ({folder})")
+    return folder

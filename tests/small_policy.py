@@ -1,0 +1,59 @@
+"""A small model with random weights on a DeepSpeed engine of one rank, and batches for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from launching import ROOT
+
+from clipo_ds.distributed import Ranks
+from clipo_ds.policy import Policy, build_policy
+from clipo_ds.schema import ModelConfig, OptimizerConfig
+from clipo_ds.types import Batch
+
+VOCABULARY = 61
+
+
+def save_model(folder: Path) -> str:
+    """Write the model; two layers, tied embeddings, grouped-query attention."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def make_policy(folder: str, ranks: Ranks, *, stage: int, **model: object) -> Policy:
+    config = json.loads((ROOT / "ds_configs" / "zero3_cpu.json").read_text())
+    config |= {
+        "train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0, "zero_optimization": {"stage": stage}, "bf16": {"enabled": False},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.0, "torch_adam": True}},
+    }  # fmt: skip
+    config.pop("data_types", None)
+    settings = {"gradient_checkpointing": False, "logprob_chunk_tokens": 5} | model
+    transformers.set_seed(0)
+    return build_policy(
+        folder, ModelConfig(path=folder, dtype="float32", **settings), OptimizerConfig(learning_rate=1e-2), config,
+        num_updates=10, with_reference=True, device=ranks.device,
+    )  # fmt: skip
+
+
+def make_batch(num_rows: int = 5, seed: int = 1) -> Batch:
+    """Rows of unequal prompts and responses, right-padded; the last response is one token long."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(1, 6, (num_rows,), generator=generator)
+    lengths = torch.randint(2, 9, (num_rows,), generator=generator)
+    lengths[-1] = 1
+    width, tokens = int((starts + lengths).max()), int(lengths.max())
+    column = torch.arange(width)[None, :]
+    attention = column < (starts + lengths)[:, None]
+    ids = torch.randint(0, VOCABULARY, (num_rows, width), generator=generator) * attention
+    mask = torch.arange(tokens)[None, :] < lengths[:, None]
+    place = (starts[:, None] + torch.arange(tokens)).clamp(max=width - 1)
+    return Batch(ids, attention, starts, ids.gather(1, place) * mask, mask, list(range(num_rows)))

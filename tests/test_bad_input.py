@@ -1,0 +1,143 @@
+"""Whatever a user gets wrong ends before a weight is loaded: one clear line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from launching import ROOT, SMALL, run
+
+from clipo_ds.cli import evaluate_main, export_main, train_main
+
+CPU = f"--ds_config={ROOT}/ds_configs/zero3_cpu.json"
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    """A folder with a small model and tokenizer, with a chat template; made here, no weights but random ones."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *map(chr, range(32, 127))])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    torch.manual_seed(0)
+    size = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    config = transformers.LlamaConfig(vocab_size=len(vocabulary), max_position_embeddings=256, **size)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def fails(capsys, tmp_path, arguments, *needles: str) -> None:
+    """The line names everything in `needles`, and no run folder appears."""
+    before = sorted(tmp_path.rglob("*"))
+    code = train_main(arguments)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2, line
+    assert line.startswith("error: ")
+    for needle in needles:
+        assert needle in line, line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        (["--contrastive.temprature=0.1"], ["contrastive.temprature", "contrastive.temperature"]),
+        (["--contrastiv.temperature=0.1"], ["contrastiv", "contrastive"]),
+        (["--contrastive.temperature=0"], ["contrastive.temperature", "positive", "0"]),
+        (["--contrastive.loss=infonse"], ["contrastive.loss", "infonce", "infonse"]),
+        (["--rollout.group_size=1"], ["rollout.group_size", "at least 2", "1"]),
+        (["--rollout.group_size=many"], ["rollout.group_size", "many"]),
+        (["--optimizer.mini_batches=3"], ["optimizer.mini_batches", "divisor", "3"]),
+        (["--optimizer.max_tokens_per_micro_batch=8"], ["optimizer.max_tokens_per_micro_batch", "8"]),
+        (["--sampling.top_p=0.9"], ["sampling", "0.9"]),
+        (["--objective.name=ppo"], ["objective.name", "grpo", "ppo"]),
+        (["--ds_config=nowhere.json"], ["ds_config", "nowhere.json"]),
+        (["--recipe=demmo"], ["demmo", "demo"]),
+        (["--resume=nowhere"], ["resume", "nowhere"]),
+        (["--logging.trackers=[nobody]"], ["logging.trackers", "nobody"]),
+        (["--reward.functions=[{function: 'nowhere.py:f'}]"], ["reward.functions", "nowhere.py"]),
+    ],
+)
+def test_wrong_settings(capsys, tmp_path, monkeypatch, arguments, needles):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, tmp_path, [*SMALL, CPU, *arguments], *needles)
+
+
+def test_existing_run_folder_is_left_alone(capsys, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("mine")
+    fails(capsys, tmp_path, [*SMALL, CPU, f"--run_dir={folder}"], "run_dir", str(folder), "resume")
+
+
+def on_data(model: Path, *data: Path) -> list[str]:
+    return [
+        "--recipe=smollm2_cpu", CPU, f"--model.path={model}", f"--data.train=[{','.join(map(str, data))}]",
+        "--data.test=[]",
+        "--data.max_prompt_tokens=64", "--rollout.max_new_tokens=16",
+    ]  # fmt: skip
+
+
+def test_missing_empty_and_malformed_data(capsys, tmp_path, small_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = {"prompt": "1+1", "answer": "2"}
+    empty = rows(tmp_path / "empty.jsonl")
+    malformed = rows(tmp_path / "malformed.jsonl", good, {"prompt": "3+3"})
+    broken = rows(tmp_path / "broken.jsonl", good, good, "{not json")
+    fails(capsys, tmp_path, on_data(small_model, tmp_path / "absent.parquet"), "data", "absent.parquet")
+    fails(capsys, tmp_path, on_data(small_model, empty), "empty.jsonl")
+    fails(capsys, tmp_path, on_data(small_model, malformed), "malformed.jsonl", "1")
+    fails(capsys, tmp_path, on_data(small_model, broken), "broken.jsonl", "2")
+
+
+def test_wrong_models(capsys, tmp_path, small_model, monkeypatch):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    data = rows(tmp_path / "data.jsonl", *[{"prompt": "1+1", "answer": "2"}] * 8)
+    silent = tmp_path / "no_template"
+    shutil.copytree(small_model, silent)
+    for file in ("chat_template.jinja",):
+        (silent / file).unlink()
+    narrow = tmp_path / "narrow"
+    shutil.copytree(small_model, narrow)
+    config = json.loads((narrow / "config.json").read_text()) | {"vocab_size": 50}
+    (narrow / "config.json").write_text(json.dumps(config))
+    fails(capsys, tmp_path, on_data(tmp_path / "absent_model", data), "model.path", "absent_model")
+    fails(capsys, tmp_path, on_data(silent, data), "chat template", "no_template")
+    fails(capsys, tmp_path, on_data(narrow, data), "model.path", "vocab", "50")
+    long = ["--rollout.max_new_tokens=10000", "--optimizer.max_tokens_per_micro_batch=20000"]
+    fails(capsys, tmp_path, [*on_data(small_model, data), *long], "rollout.max_new_tokens", "256")
+
+
+def test_evaluate_and_export_name_what_is_wrong(capsys, tmp_path, small_model):
+    data = rows(tmp_path / "data.jsonl", {"prompt": "1+1", "answer": "2"})
+    for main, arguments, needle in [
+        (evaluate_main, ["--model", str(tmp_path / "absent"), "--data", str(data)], "absent"),
+        (evaluate_main, ["--model", str(small_model), "--data", str(tmp_path / "absent.parquet")], "absent.parquet"),
+        (evaluate_main, ["--model", str(small_model)], "data"),
+        (evaluate_main, ["--model", str(small_model), "--data", str(data), "--samples", "0"], "samples"),
+        (export_main, [str(tmp_path / "absent"), str(tmp_path / "out")], "absent"),
+    ]:
+        assert main(arguments) == 2
+        assert needle in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_launcher_passes_the_exit_code_and_one_line_on(tmp_path):
+    done = run("train.py", *SMALL, CPU, "--contrastive.temprature=0.1", ranks=2)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1

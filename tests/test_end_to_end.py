@@ -1,0 +1,175 @@
+"""The program as its users start it: launcher, ranks, run folder, resume, stop, export, evaluate."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from clipo_ds.records import open_run
+from launching import LAUNCHER, ROOT, SMALL, comparable, ds_config, free_port, metrics, run, start, train
+from safetensors.torch import load_file
+
+CPU = "--ds_config=ds_configs/zero3_cpu.json"
+COLUMNS = [
+    "step", "group", "prompt", "response", "ground_truth", "extracted", "correct", "process_consistent", "reward",
+    "contrastive_loss", "contrastive_reward", "advantage", "num_tokens", "truncated", "embedding",
+]  # fmt: skip
+
+
+def assert_same(left: dict[str, float], right: dict[str, float], relative: float) -> None:
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert right[key] == pytest.approx(value, rel=relative, abs=2e-6), key
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """Four steps in one plain process, a checkpoint after the second."""
+    folder = tmp_path_factory.mktemp("one_rank") / "run"
+    train(*SMALL, CPU, "--steps=4", "--checkpoint.every=2", f"--run_dir={folder}")
+    return folder
+
+
+def test_run_folder_holds_what_the_design_says(one_rank):
+    found = open_run(one_rank)
+    assert [row["step"] for row in found.metrics()] == [1, 2, 3, 4]
+    assert {"config.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "rollouts", "checkpoints"} <= {
+        path.name for path in one_rank.iterdir()
+    }
+    table = pq.read_table(one_rank / "rollouts" / "step_000001.parquet")
+    assert table.num_rows == 4 * 8
+    for column in COLUMNS:
+        assert column in table.column_names
+    assert json.loads((one_rank / "checkpoints" / "step_000004" / "checkpoint.json").read_text())["step"] == 4
+
+
+def test_sampler_and_trainer_are_the_same_model_at_every_step(one_rank):
+    assert all(row["mismatch/max_abs"] < 1e-3 for row in metrics(one_rank))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["grpo", "gspo"])
+def test_first_step_does_not_depend_on_ranks_micro_batches_or_zero_stage(tmp_path, objective):
+    runs = {
+        "reference": (1, [CPU]),
+        "two ranks": (2, [CPU]),
+        "small micro-batches": (1, [CPU, "--optimizer.max_tokens_per_micro_batch=64"]),
+        "ZeRO-0": (1, ["--ds_config=" + ds_config(tmp_path, 0)]),
+        "two ranks, ZeRO-2": (2, ["--ds_config=" + ds_config(tmp_path, 2)]),
+    }
+    first = {}
+    for name, (ranks, arguments) in runs.items():
+        folder = tmp_path / name.replace(" ", "_")
+        train(*SMALL, *arguments, "--steps=2", f"--objective.name={objective}", f"--run_dir={folder}", ranks=ranks)
+        first[name] = [comparable(row) for row in metrics(folder)]
+    for name in runs:
+        assert_same(first["reference"][0], first[name][0], 1e-4)
+        # The second step has felt one update: the gradients agreed as well.
+        assert_same(first["reference"][1], first[name][1], 1e-2)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(one_rank, tmp_path):
+    folder = tmp_path / "run"
+    common = [*SMALL, CPU, "--checkpoint.every=2", f"--run_dir={folder}"]
+    train(*common, "--steps=2")
+    train(*common, "--steps=4", "--resume=auto")
+    for left, right in zip(metrics(one_rank), metrics(folder), strict=True):
+        assert_same(comparable(left), comparable(right), 1e-6)
+    for name in ("model/model.safetensors",):
+        left = load_file(one_rank / "checkpoints" / "step_000004" / name)
+        right = load_file(folder / "checkpoints" / "step_000004" / name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_sigterm_ends_after_the_step_with_a_whole_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    process = start("train.py", *SMALL, CPU, "--steps=10000", f"--run_dir={folder}")
+    deadline = time.monotonic() + 300
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err[-3000:]
+    last = metrics(folder)[-1]["step"]
+    assert f"stopped after step {last} of 10000" in err
+    assert (folder / "checkpoints" / f"step_{last:06d}" / "checkpoint.json").exists()
+
+
+def test_exported_model_and_evaluation_agree_with_plain_transformers(one_rank, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "model"
+    done = run("export.py", str(one_rank), str(out))
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    trained = load_file(one_rank / "checkpoints" / "step_000004" / "model" / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in trained.items())
+    assert tokenizer.eos_token_id is not None
+    figures = tmp_path / "figures.json"
+    done = run("evaluate.py", f"--model={one_rank}", "--max_new_tokens=32", f"--output={figures}")
+    assert done.returncode == 0, done.stderr
+    assert {row["data"] for row in json.loads(figures.read_text())} == {"in_distribution", "harder"}
+
+
+@pytest.mark.slow
+def test_lora_run_exports_an_adapter_and_the_same_merged_model(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "run"
+    lora = ["--model.lora.rank=4", "--optimizer.learning_rate=1e-2"]
+    train(*SMALL, CPU, "--steps=2", *lora, f"--run_dir={folder}", ranks=2)
+    assert metrics(folder)[-1]["mismatch/max_abs"] < 1e-3
+    assert run("export.py", str(folder), str(tmp_path / "merged")).returncode == 0
+    assert run("export.py", str(folder), str(tmp_path / "adapter"), "--adapter").returncode == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    base = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokens = torch.arange(3, 13)[None]
+    untrained = plain(tokens).logits
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "adapter")(tokens).logits
+    assert torch.allclose(merged(tokens).logits, adapted, atol=1e-4)
+    assert not torch.allclose(untrained, adapted, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_launchers_on_one_host_make_one_run(tmp_path):
+    """As on two nodes: one launcher a node, told its rank, without ssh."""
+    import os
+    import subprocess
+
+    folder, port = tmp_path / "run", free_port()
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launchers = [
+        subprocess.Popen(
+            [
+                str(LAUNCHER), "--hostfile", str(hosts), "--no_ssh", "--node_rank", str(node),
+                "--master_addr", "127.0.0.1", "--master_port", str(port),
+                str(ROOT / "scripts" / "train.py"), *SMALL, CPU, "--steps=1", f"--run_dir={folder}",
+            ],
+            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    outputs = [launcher.communicate(timeout=600)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    assert json.loads((folder / "environment.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["grpo", "gspo", "dapo", "gmpo", "dr_grpo"])
+def test_every_objective_trains_with_and_without_the_contrastive_term(tmp_path, objective):
+    for name, term in (("with", []), ("without", ["--contrastive=null"])):
+        folder = tmp_path / name
+        train(*SMALL, CPU, "--steps=2", f"--objective.name={objective}", *term, f"--run_dir={folder}")
+        rows = metrics(folder)
+        assert len(rows) == 2
+        assert ("contrastive/loss" in rows[0]) == (name == "with")

@@ -1,0 +1,141 @@
+"""The training policy on a DeepSpeed engine of one rank, against plain transformers and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from small_policy import make_batch, make_policy, save_model
+
+from clipo_ds import distributed
+from clipo_ds.schema import LoraConfig
+from clipo_ds.types import Batch
+from clipo_ds.weight_sync import iterate_adapter, iterate_weights
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    yield distributed.start()
+    distributed.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("policy"))
+
+
+def plain_scores(folder: str, batch: Batch):
+    """Row by row without padding, from transformers' own logits and states."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    logprobs, entropies = torch.zeros(batch.response_mask.shape), torch.zeros(batch.response_mask.shape)
+    pooled = []
+    for n in range(len(batch.rows)):
+        start, length = int(batch.response_start[n]), int(batch.response_mask[n].sum())
+        out = model(batch.input_ids[n : n + 1, : start + length], output_hidden_states=True)
+        columns = slice(start - 1, start + length - 1)  # where the response tokens were produced
+        log = out.logits[0, columns].log_softmax(-1)
+        logprobs[n, :length] = log.gather(-1, batch.response_ids[n, :length, None])[:, 0]
+        entropies[n, :length] = -(log.exp() * log).sum(-1)
+        pooled.append(out.hidden_states[-1][0, columns].mean(0))
+    return logprobs, entropies, torch.stack(pooled), model
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_scores_equal_plain_transformers_row_by_row(folder, ranks, stage):
+    batch = make_batch()
+    logprobs, entropies, pooled, _ = plain_scores(folder, batch)
+    scores = make_policy(folder, ranks, stage=stage).score(batch)
+    torch.testing.assert_close(scores.logprobs, logprobs, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(scores.entropy, entropies, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(scores.pooled, pooled, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "checkpointing"), [(0, False), (3, False), (3, True)])
+def test_one_update_in_micro_batches_equals_plain_autograd(folder, ranks, stage, checkpointing):
+    batch = make_batch(6)
+    advantages = torch.tensor([1.0, -0.5, 2.0, -1.0, 0.3, 0.7])
+    logprobs, _, pooled, model = plain_scores(folder, batch)
+    # a loss that uses both outputs, so that the embedding path is checked as well
+    (-(logprobs * advantages[:, None]).sum() / 7 + pooled.square().sum() / 50).backward()
+    expected = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    optimizer.step()
+    policy = make_policy(folder, ranks, stage=stage, gradient_checkpointing=checkpointing)
+    for position, rows in enumerate([[0, 1, 2, 3], [4], [5]]):
+        part = Batch(
+            batch.input_ids[rows], batch.attention_mask[rows], batch.response_start[rows], batch.response_ids[rows],
+            batch.response_mask[rows], rows,
+        )  # fmt: skip
+        scores = policy.forward(part)
+        loss = -(scores.logprobs * advantages[rows][:, None]).sum() / 7 + scores.pooled.square().sum() / 50
+        policy.backward(loss, last=position == 2)
+    assert policy.step() == pytest.approx(float(expected), rel=1e-4)
+    trained = {name: weight.clone() for name, weight in iterate_weights(policy.model)}
+    for name, weight in model.state_dict().items():
+        # Adam's first step is lr * sign(g): where g is near 0 the sign may differ, nothing else may
+        assert (trained[name] - weight).abs().gt(1e-4).float().mean() < 0.01, name
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_lora_starts_as_its_reference_and_leaves_it(folder, ranks, stage):
+    batch = make_batch()
+    policy = make_policy(folder, ranks, stage=stage, lora=LoraConfig(rank=4))
+    reference = policy.score_reference(batch)
+    torch.testing.assert_close(policy.score(batch).logprobs, reference)
+    policy.backward(-policy.forward(batch).logprobs.sum() / 10, last=True)
+    policy.step()
+    assert (policy.score(batch).logprobs - reference).abs().max() > 1e-3
+    torch.testing.assert_close(policy.score_reference(batch), reference)
+
+
+def test_full_policy_keeps_a_frozen_reference(folder, ranks):
+    batch = make_batch()
+    policy = make_policy(folder, ranks, stage=3)
+    reference = policy.score_reference(batch)
+    policy.backward(-policy.forward(batch).logprobs.sum() / 10, last=True)
+    policy.step()
+    torch.testing.assert_close(policy.score_reference(batch), reference)
+    assert (policy.score(batch).logprobs - reference).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_non_finite_gradient_raises_and_changes_no_weight(folder, ranks, stage):
+    policy = make_policy(folder, ranks, stage=stage)
+    before = {name: weight.clone() for name, weight in iterate_weights(policy.model)}
+    policy.backward(policy.forward(make_batch()).logprobs.sum() * float("nan"), last=True)
+    with pytest.raises(FloatingPointError):
+        policy.step()
+    for name, weight in iterate_weights(policy.model):
+        assert torch.equal(weight, before[name]), name
+    # and the engine goes on
+    policy.backward(-policy.forward(make_batch()).logprobs.sum() / 10, last=True)
+    assert policy.step() > 0
+
+
+@pytest.mark.parametrize("byte_budget", [1, 10_000, 10**9])
+def test_weights_leave_under_plain_names_whatever_the_byte_budget(folder, ranks, byte_budget):
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    policy = make_policy(folder, ranks, stage=3)
+    sent = {name: weight.clone() for name, weight in iterate_weights(policy.model, byte_budget=byte_budget)}
+    assert sent.keys() == plain.state_dict().keys()  # the tied head too
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(sent[name], weight), name
+
+
+def test_merged_lora_weights_equal_peft_and_a_hundred_syncs_change_nothing(folder, ranks):
+    policy = make_policy(folder, ranks, stage=3, lora=LoraConfig(rank=4))
+    policy.backward(-policy.forward(make_batch()).logprobs.sum() / 10, last=True)
+    policy.step()
+    sent = {name: weight.clone() for name, weight in iterate_weights(policy.model)}
+    for _ in range(100):
+        again = {name: weight.clone() for name, weight in iterate_weights(policy.model)}
+    assert all(torch.equal(sent[name], again[name]) for name in sent)
+    factors = {name: weight.clone() for name, weight in iterate_adapter(policy.model)}
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    for name, weight in sent.items():
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{prefix}.lora_A.default.weight" not in factors:
+            assert torch.equal(weight, base[name])
+            continue
+        up, down = factors[f"{prefix}.lora_B.default.weight"], factors[f"{prefix}.lora_A.default.weight"]
+        torch.testing.assert_close(weight, base[name] + 32 / 4 * up @ down)

@@ -1,0 +1,169 @@
+"""One rollout batch's optimiser steps: the gradient depends on the rollouts alone, not on how they are cut."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from small_policy import VOCABULARY, make_policy, save_model
+
+from clipo_ds import distributed
+from clipo_ds.batching import collate
+from clipo_ds.experience import Experience
+from clipo_ds.objectives import policy_loss, resolve_objective
+from clipo_ds.rewards import Judgement
+from clipo_ds.schema import (
+    ContrastiveConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TrainConfig,
+)
+from clipo_ds.types import Prompt, Rollout
+from clipo_ds.update import Targets, update_policy
+
+GROUPS, GROUP_SIZE = 3, 4
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    yield distributed.start()
+    distributed.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("update"))
+
+
+def settings(**sections) -> TrainConfig:
+    base = TrainConfig(
+        model=ModelConfig(path="folder"),
+        data=DataConfig(train=["x"], max_prompt_tokens=4),
+        rollout=RolloutConfig(prompts_per_step=GROUPS, group_size=GROUP_SIZE, max_new_tokens=8),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        contrastive=None,
+    )
+    return dataclasses.replace(base, **sections)
+
+
+def scored(policy, *, with_reference: bool = False) -> Experience:
+    """Random rollouts, scored by the policy; the sampler's log-probabilities are off by a little."""
+    generator = torch.Generator().manual_seed(2)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        count = int(torch.randint(low, high, (), generator=generator))
+        return tuple(torch.randint(2, VOCABULARY, (count,), generator=generator).tolist())
+
+    flat = []
+    for group in range(GROUPS):
+        prompt = Prompt(group, "p", tokens(1, 5), "1", "test")
+        for _ in range(GROUP_SIZE):
+            ids = tokens(1, 9)
+            flat.append((prompt, Rollout(ids, (0.0,) * len(ids), "r", False)))
+    batch = collate(flat, range(len(flat)), 0)
+    scores = policy.score(batch)
+    noise = 0.1 * torch.randn(scores.logprobs.shape, generator=generator) * batch.response_mask
+    return Experience(
+        flat=flat,
+        judgements=[Judgement(True, "1", "verified", None, 1.0, 0.0, {}, 1.0)] * len(flat),
+        group=torch.arange(len(flat)) // GROUP_SIZE,
+        correct=torch.ones(len(flat), dtype=torch.bool),
+        reward=torch.zeros(len(flat)),
+        dropped=torch.zeros(len(flat), dtype=torch.bool),
+        mask=batch.response_mask,
+        rollout_logprobs=scores.logprobs + noise,
+        old_logprobs=scores.logprobs + noise,  # the ratio is not 1: clipping and its gradient are exercised
+        entropy=scores.entropy,
+        pooled=scores.pooled,
+        reference_logprobs=scores.logprobs - 0.3 * batch.response_mask if with_reference else None,
+    )
+
+
+def targets(pooled_gradient=None) -> Targets:
+    """Group 1 has no variance; one rollout of group 2 sits on the mean."""
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0, 0.0, 0.0, 0.0, 1.2, -1.2, 0.0, 0.3])
+    return Targets(advantages, torch.arange(12) // GROUP_SIZE == 1, pooled_gradient)
+
+
+def update(folder, ranks, config, change=lambda experience: experience, pull=None) -> dict[str, float]:
+    policy = make_policy(folder, ranks, stage=0)
+    experience = change(scored(policy, with_reference=config.objective.kl_coefficient > 0))
+    objective = config.objective
+    spec = resolve_objective(
+        objective.name, aggregation=objective.aggregation, constant_length=config.rollout.max_new_tokens
+    )
+    gradient = None if pull is None else pull(experience)
+    return update_policy(config, spec, policy, ranks, experience, targets(gradient), pad_token_id=0, step=1)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "gspo", "gmpo"])
+@pytest.mark.parametrize("aggregation", [None, "token_mean", "sequence_mean"])
+def test_micro_batches_do_not_change_the_gradient_and_equal_the_plain_loss(folder, ranks, objective, aggregation):
+    config = settings(objective=ObjectiveConfig(name=objective, aggregation=aggregation))
+    whole = update(folder, ranks, config)
+    small = update(folder, ranks, dataclasses.replace(config, optimizer=OptimizerConfig(max_tokens_per_micro_batch=13)))
+    assert small["policy/grad_norm"] == pytest.approx(whole["policy/grad_norm"], rel=1e-5)
+    assert small["policy/loss"] == pytest.approx(whole["policy/loss"], rel=1e-5, abs=1e-7)
+    # the loss that the pure function gives for all rows at once, zero-variance rows included
+    policy = make_policy(folder, ranks, stage=0)
+    experience = scored(policy)
+    logprobs = policy.score(collate(experience.flat, range(12), 0)).logprobs
+    spec = resolve_objective(objective, aggregation=aggregation)
+    expected = policy_loss(
+        logprobs, experience.old_logprobs, targets().advantages, experience.mask, objective=objective,
+        aggregation=spec.aggregation, constant_length=config.rollout.max_new_tokens,
+    )  # fmt: skip
+    assert whole["policy/loss"] == pytest.approx(float(expected), rel=1e-5, abs=1e-7)
+
+
+def test_kl_leaves_zero_variance_groups_alone_unless_asked(folder, ranks):
+    with_kl = settings(objective=ObjectiveConfig(kl_coefficient=0.5))
+    on_all = settings(objective=ObjectiveConfig(kl_coefficient=0.5, kl_on_zero_variance=True))
+    without = update(folder, ranks, settings())["policy/grad_norm"]
+    some, everywhere = update(folder, ranks, with_kl), update(folder, ranks, on_all)
+    assert some["policy/grad_norm"] != pytest.approx(without, rel=1e-3)
+    assert everywhere["policy/grad_norm"] != pytest.approx(some["policy/grad_norm"], rel=1e-3)
+    # k3 of a reference that is 0.3 nats lower everywhere: e^-0.3 + 0.3 - 1 = 0.0408
+    assert everywhere["policy/kl_reference"] == pytest.approx(0.040818, rel=1e-3)
+
+
+def test_dropped_groups_count_in_no_denominator(folder, ranks):
+    def drop(experience):
+        return dataclasses.replace(experience, dropped=experience.group == 1)
+
+    config = settings(objective=ObjectiveConfig(name="dapo"))
+    kept, all_rows = update(folder, ranks, config, drop), update(folder, ranks, config)
+    policy = make_policy(folder, ranks, stage=0)
+    tokens = scored(policy).mask.sum(1)
+    share = float(tokens.sum() / tokens[torch.arange(12) // GROUP_SIZE != 1].sum())
+    assert kept["policy/loss"] == pytest.approx(share * all_rows["policy/loss"], rel=1e-5)
+    assert kept["policy/grad_norm"] == pytest.approx(share * all_rows["policy/grad_norm"], rel=1e-5)
+
+
+def test_embedding_path_pulls_pooled_states_against_their_gradient(folder, ranks):
+    contrastive = ContrastiveConfig(policy_loss_weight=2.0)
+    small = OptimizerConfig(max_tokens_per_micro_batch=13)
+
+    def pull(experience):
+        return torch.ones_like(experience.pooled) / 100
+
+    with_path = update(folder, ranks, settings(contrastive=contrastive), pull=pull)
+    cut = update(folder, ranks, settings(contrastive=contrastive, optimizer=small), pull=pull)
+    assert with_path["policy/grad_norm"] == pytest.approx(cut["policy/grad_norm"], rel=1e-5)
+    # d/d(pooled): 2 * <pooled, 1/100> is added to the loss
+    policy = make_policy(folder, ranks, stage=0)
+    expected = update(folder, ranks, settings())["policy/loss"] + float(scored(policy).pooled.sum()) / 50
+    assert with_path["policy/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_mini_batches_and_epochs_take_that_many_steps(folder, ranks):
+    # prompts_per_step 3, so 3 mini-batches of one prompt; the second has no variance and gives a zero gradient
+    config = settings(optimizer=OptimizerConfig(learning_rate=1e-2, mini_batches=3, epochs_per_batch=2))
+    metrics = update(folder, ranks, config)
+    assert metrics["policy/grad_norm"] > 0
+    # after the first epoch the policy has moved away from the one that is in old_logprobs
+    assert metrics["policy/kl_old"] > update(folder, ranks, settings())["policy/kl_old"]
