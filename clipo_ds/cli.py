@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from clipo_ds.config import load_config, split_train_arguments
 from clipo_ds.types import InputError, RunStopped
 
@@ -59,13 +57,15 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
         seeds = [_whole_number(seed) for seed in arguments.seeds.split(",")]
         load_config(arguments.recipe, overrides)
         from clipo_ds import compare, distributed
+        from clipo_ds.display import wide_console
 
         distributed.start()
         out = Path(arguments.out or distributed.broadcast_object(f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}"))
         path = compare.compare(arguments.recipe, overrides, arguments.arms.split(","), seeds, out)
         if _is_main():
-            Console().print(compare.comparison_table(json.loads(path.read_text())))
-            Console().print(str(path), soft_wrap=True)
+            console = wide_console()
+            console.print(compare.comparison_table(json.loads(path.read_text())))
+            console.print(str(path), soft_wrap=True)
 
     return _guarded(run)
 
@@ -104,9 +104,10 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
         from clipo_ds.standalone import evaluate_model
 
         results = evaluate_model(arguments)
+        from clipo_ds.display import wide_console
         from clipo_ds.evaluate import evaluation_table
 
-        Console().print(evaluation_table(results))
+        wide_console().print(evaluation_table(results))
         text = json.dumps([result.to_dict() for result in results], indent=2)
         if arguments.output:
             Path(arguments.output).write_text(text + "\n")
@@ -197,10 +198,10 @@ def _whole_number(text: str) -> int:
 
 def _show_run(run_dir: Path) -> None:
     """After a run: first against last evaluation, and what lies in the run folder."""
-    from clipo_ds.display import before_and_after_table
+    from clipo_ds.display import before_and_after_table, wide_console
     from clipo_ds.records import open_run
 
-    console = Console()
+    console = wide_console()
     evaluations = open_run(run_dir).evaluations()
     if evaluations:
         console.print(before_and_after_table(evaluations))

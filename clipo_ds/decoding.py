@@ -56,8 +56,7 @@ class SlotCache(Cache):
         return DynamicCache()
 
     def admit(self, prefilled: Cache, rows: Tensor, *, dead: int, room: int) -> int:
-        """Append rows, each a copy of one prompt of a left-padded prefill; they end at the common column like all
-        others.
+        """Append rows, each a copy of one prompt of a left-padded prefill, so that they end at the common column.
 
         Args:
             prefilled: Keys and values of P prompts, [P, heads, width, D] a layer.
@@ -122,9 +121,7 @@ class SlotCache(Cache):
 
 
 class SlotLayer(DynamicLayer):
-    """One layer of a `SlotCache`: buffers [num_slots, heads, capacity, D], of which [num_rows, heads, length, D] is
-    alive.
-    """
+    """One layer of a `SlotCache`: buffers [num_slots, heads, capacity, D] with [num_rows, heads, length, D] in use."""
 
     def __init__(self, num_slots: int) -> None:
         super().__init__()
@@ -226,9 +223,7 @@ def new_cache(config: PreTrainedConfig, num_slots: int) -> SlotCache | WaveCache
 
 
 def use_decode_attention(model: PreTrainedModel) -> None:
-    """Switch a model from `sdpa` to the same attention with a faster way for single queries; others stay as they
-    are.
-    """
+    """Switch a model from `sdpa` to the same attention with a faster way for single queries; others stay."""
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(ATTENTION_NAME, decode_attention)
         AttentionMaskInterface.register(ATTENTION_NAME, decode_mask)
@@ -320,10 +315,8 @@ def pack_linear_layers(model: nn.Module) -> list[PackedLinear]:
         for name, module in model.named_modules(remove_duplicate=False)
         if type(module) is nn.Linear and module.weight.device.type == "cpu"
     }
-    if not (linear and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return []
     weights = {id(m.weight): m.weight for m in linear.values()}.values()
-    if any(w.dtype not in (torch.float32, torch.bfloat16) for w in weights):
+    if not weights or not {w.dtype for w in weights} <= _packable_dtypes():
         return []
     size = sum(w.nbytes for w in weights)
     if size > psutil.virtual_memory().available / 2:
@@ -335,3 +328,10 @@ def pack_linear_layers(model: nn.Module) -> list[PackedLinear]:
     for name, module in linear.items():
         model.set_submodule(name, packed[id(module)])
     return list(packed.values())
+
+
+def _packable_dtypes() -> set[torch.dtype]:
+    """What this processor and this build of torch multiply in oneDNN's layout."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return set()
+    return {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())

@@ -22,6 +22,12 @@ STEPS_BETWEEN_WARNINGS = 20
 MAX_SHOWN_CHARACTERS = 600
 
 
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal; in a log file or a pipe, wide enough for the tables."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=140)
+
+
 class Display:
     """The terminal of one run; `enabled` is False on all ranks but the first, where every call does nothing."""
 
@@ -31,7 +37,7 @@ class Display:
         self._logging = logging
         self._num_steps = num_steps
         self._enabled = enabled
-        self._console = console or Console(stderr=True)
+        self._console = console or wide_console(stderr=True)
         self._warned: dict[str, int] = {}
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

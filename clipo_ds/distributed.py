@@ -50,6 +50,9 @@ def start() -> Ranks:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_SIZE="1"
         )
     if not dist.is_initialized():
+        # On the CPU DeepSpeed would compile a shared-memory kernel first: a minute on a laptop, an error without a
+        # compiler, a race between runs that start together. gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
@@ -129,12 +132,10 @@ def broadcast_object(value: Any) -> Any:
 def raise_everywhere(error: Exception | None) -> None:
     """Raise on every rank when any rank has an error, so that no rank waits for one that has left.
 
-    The rank's own error is raised where there is one; elsewhere a RuntimeError names the first failing rank.
+    Each rank raises its own error where it has one, and that of the first failing rank otherwise.
     """
-    errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, text in enumerate(errors):
-        if text is not None:
-            raise RuntimeError(f"rank {rank} failed: {text}")
+    errors: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    for first in (error, *errors):
+        if first is not None:
+            raise first

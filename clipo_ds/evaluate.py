@@ -254,10 +254,13 @@ def rate(part: np.ndarray, whole: np.ndarray) -> Estimate:
 
 
 def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
-    """The results as a table for the terminal, a row a data set; intervals are 95%."""
-    table = Table(title="evaluation")
+    """The results as a table for the terminal, a row a data set, in percent with 95% intervals where they matter most.
+
+    `to_dict` has every pass@k and every interval.
+    """
+    table = Table()
     table.add_column("data")
-    ks = sorted({k for result in results for k in result.pass_at if k > 1})
+    ks = sorted({max(result.pass_at) for result in results} - {1})
     samples = sorted({result.num_samples for result in results})
     several = [n for n in samples if n > 1]
     columns = ["problems", "accuracy" if not several else f"mean@{'/'.join(map(str, samples))}"]
@@ -267,10 +270,11 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
         table.add_column(column, justify="right")
     for result in results:
         cells = [str(result.num_problems), _percent(result.accuracy)]
-        cells += [_percent(result.pass_at.get(k, Estimate(None))) for k in ks]
+        cells += [_percent(result.pass_at.get(k, Estimate(None)), interval=False) for k in ks]
         if several:
-            cells.append(_percent(result.majority if result.num_samples > 1 else Estimate(None)))
-        cells += [_percent(result.process_consistent), _percent(result.process_consistent_among_correct)]
+            cells.append(_percent(result.majority if result.num_samples > 1 else Estimate(None), interval=False))
+        cells.append(_percent(result.process_consistent, interval=False))
+        cells.append(_percent(result.process_consistent_among_correct))
         cells += [str(result.num_process_checked_correct), _percent(result.truncated, interval=False)]
         table.add_row(result.name, *cells, f"{result.response_tokens.value:.0f}")
     return table

@@ -21,7 +21,7 @@ from clipo_ds.generation import RolloutEngine
 from clipo_ds.policy import Policy
 from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Batch, Group, Prompt, Rollout
+from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -90,19 +90,24 @@ def sample_groups(
     verify_seconds = 0.0
     while True:
         own = [prompts[i] for i in ranks.share(len(prompts))]
-        groups = engine.generate(
-            own,
-            config.rollout.group_size,
-            max_new_tokens=config.rollout.max_new_tokens,
-            temperature=config.sampling.temperature,
-            top_p=config.sampling.top_p,
-            top_k=config.sampling.top_k,
-            seed=(config.seed * 1_000_003 + step) * 64 + rounds,
-        )
+        failure: Exception | None = None
+        try:
+            groups = engine.generate(
+                own,
+                config.rollout.group_size,
+                max_new_tokens=config.rollout.max_new_tokens,
+                temperature=config.sampling.temperature,
+                top_p=config.sampling.top_p,
+                top_k=config.sampling.top_k,
+                seed=(config.seed * 1_000_003 + step) * 64 + rounds,
+            )
+            began = time.perf_counter()
+            judged = judge.judge(groups)
+            verify_seconds += time.perf_counter() - began
+        except (FloatingPointError, InputError) as error:  # broken weights, a user's reward function
+            failure = error
+        distributed.raise_everywhere(failure)
         rounds += 1
-        began = time.perf_counter()
-        judged = judge.judge(groups)
-        verify_seconds += time.perf_counter() - began
         for group, judgements in zip(groups, judged, strict=True):
             correct = [j.correct for j in judgements]
             num_sampled += len(correct)

@@ -43,9 +43,7 @@ class RolloutEngine(Protocol):
         top_k: int = 0,
         seed: int,
     ) -> list[Group]:
-        """Sample `group_size` responses a prompt; rollout k of a prompt depends on (weights, seed, prompt.uid, k)
-        only.
-        """
+        """Sample `group_size` responses a prompt; rollout k depends on (weights, seed, prompt.uid, k) only."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -86,7 +84,8 @@ class TransformersEngine:
     """Samples with a transformers model: one prefill a prompt, a shared cache, rows that leave and join at any step.
 
     The reported log-probabilities are those of the tokens drawn, under the full softmax at temperature 1, whatever the
-    sampling temperature and filters were.
+    sampling temperature and filters were. On a CPU the linear weights are held twice where memory allows, once in the
+    layout that multiplies fastest.
 
     Args:
         model: The replica; it is changed for inference (no gradients, faster layers) and must not be shared.

@@ -112,8 +112,8 @@ class TaskConfig:
     warm_start_learning_rate: float = 3e-3
     """Peak learning rate of the supervised stage."""
     warm_start_harder_share: float = 0.1
-    """Share of the warm start's problems that are of the harder test set's size. Without any, the small model cannot even
-    copy such a problem, and the harder test set reads 0 whatever happens."""
+    """Share of the warm start's problems that are of the harder test set's size. Without any, the small model cannot
+    even copy such a problem, and the harder test set reads 0 whatever happens."""
     hidden_size: int = 128
     """Width of the small model."""
     num_layers: int = 3

@@ -63,13 +63,14 @@ def update_policy(
         weights = importance_weights(
             experience.old_logprobs, experience.rollout_logprobs, experience.mask, config.objective.importance_cap
         )
+    feels_gradient = _feels_gradient(config, experience, targets).tolist()
     for epoch in range(config.optimizer.epochs_per_batch):
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1009 + epoch)
         for index, rows in enumerate(
             split_mini_batches(num_groups, config.rollout.group_size, config.optimizer.mini_batches, generator)
         ):
             denominator = _global_denominator(spec, experience, rows, ranks)
-            active = [row for row in rows if _feels_gradient(config, experience, targets, row)]
+            active = [row for row in rows if feels_gradient[row]]
             batches = micro_batches(config, ranks, experience.flat, experience.lengths, active, pad_token_id)
             for position, batch in enumerate(batches):
                 scores = policy.forward(batch)
@@ -148,14 +149,14 @@ def _micro_batch_loss(
     return loss
 
 
-def _feels_gradient(config: TrainConfig, experience: Experience, targets: Targets, row: int) -> bool:
-    if experience.dropped[row] or not experience.mask[row].any():
-        return False
-    if targets.advantages[row] != 0 or targets.pooled_gradient is not None:
-        return True
-    return config.objective.kl_coefficient > 0 and (
-        config.objective.kl_on_zero_variance or not bool(targets.zero_variance[row])
-    )
+def _feels_gradient(config: TrainConfig, experience: Experience, targets: Targets) -> Tensor:
+    """Bool[N]: the rows whose gradient is not 0 for certain."""
+    feels = targets.advantages != 0
+    if targets.pooled_gradient is not None:
+        feels |= (targets.pooled_gradient != 0).any(1).cpu()
+    if config.objective.kl_coefficient > 0:
+        feels |= torch.ones_like(feels) if config.objective.kl_on_zero_variance else ~targets.zero_variance
+    return feels & experience.mask.any(1) & ~experience.dropped
 
 
 def _global_denominator(spec: ObjectiveSpec, experience: Experience, rows: list[int], ranks: Ranks) -> float:

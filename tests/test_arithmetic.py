@@ -201,7 +201,9 @@ def test_solutions_use_the_tasks_characters_and_agree_with_the_step_checker(
     check, steps = verify_solution(problem, text, modulus), check_steps(text)
     assert check.num_steps == steps.num_equations
     # The steps of a worked solution always follow one another, so only a false equation can spoil them.
-    assert (check.first_wrong_step is None or check.first_wrong_step == check.num_steps) == steps.consistent or not steps.num_equations
+    assert (
+        check.first_wrong_step is None or check.first_wrong_step == check.num_steps
+    ) == steps.consistent or not steps.num_equations
 
 
 def test_flaws_are_drawn_at_their_rates() -> None:

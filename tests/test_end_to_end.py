@@ -9,9 +9,10 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clipo_ds.records import open_run
 from launching import LAUNCHER, ROOT, SMALL, comparable, ds_config, free_port, metrics, run, start, train
 from safetensors.torch import load_file
+
+from clipo_ds.records import open_run
 
 CPU = "--ds_config=ds_configs/zero3_cpu.json"
 COLUMNS = [
@@ -114,7 +115,7 @@ def test_exported_model_and_evaluation_agree_with_plain_transformers(one_rank, t
     figures = tmp_path / "figures.json"
     done = run("evaluate.py", f"--model={one_rank}", "--max_new_tokens=32", f"--output={figures}")
     assert done.returncode == 0, done.stderr
-    assert {row["data"] for row in json.loads(figures.read_text())} == {"in_distribution", "harder"}
+    assert {row["data"] for row in json.loads(figures.read_text())} == {"arithmetic", "arithmetic_harder"}
 
 
 @pytest.mark.slow

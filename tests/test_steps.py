@@ -243,7 +243,18 @@ def test_math_solutions_are_hardly_ever_flagged(shared_data: Path) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["the cat sat ", "1+", "(", "1=", "1+1=2=", "9^999*", "- ", "50 - 20% - 2\\frac12 = 4, ", "<<1+1=3>>", "\\sqrt{3}=5, "],
+    [
+        "the cat sat ",
+        "1+",
+        "(",
+        "1=",
+        "1+1=2=",
+        "9^999*",
+        "- ",
+        "50 - 20% - 2\\frac12 = 4, ",
+        "<<1+1=3>>",
+        "\\sqrt{3}=5, ",
+    ],
 )
 def test_a_text_of_100000_characters_takes_seconds_at_most(piece: str) -> None:
     text = (piece * (100_000 // len(piece) + 1))[:100_000] + "1=2"
@@ -278,7 +289,11 @@ def expressions(draw: st.DrawFn, depth: int = 3) -> tuple[str, Fraction]:
         "/": lambda: left_value / right_value,
     }[operator]()
     space = draw(st.sampled_from(["", " "]))
-    sign = draw(st.sampled_from({"*": ["*", r" \times ", " \N{MULTIPLICATION SIGN} "], "/": ["/", r" \div "]}.get(operator, [operator])))
+    sign = draw(
+        st.sampled_from(
+            {"*": ["*", r" \times ", " \N{MULTIPLICATION SIGN} "], "/": ["/", r" \div "]}.get(operator, [operator])
+        )
+    )
     return f"({left}{space}{sign}{space}{right})", value
 
 
@@ -297,9 +312,66 @@ def test_the_value_of_any_bracketed_expression_is_exact(built: tuple[str, Fracti
 @given(
     st.lists(
         st.sampled_from(
-            "3 12 0.5 1,000 9^999 = = + - * / ^ ( ) { } [ ] % ! x a and of half apples dozen times mod $ $$ & \\\\ << >> "
-            "\\frac \\sqrt \\binom \\left( \\right) \\text{ \\boxed{ \\pi [asy] [/asy] | # _ ... , . \u2248 \u221a \u00bd \u00b2".split()
-            + ["\n", " ", "  "]
+            [
+                "3",
+                "12",
+                "0.5",
+                "1,000",
+                "9^999",
+                "=",
+                "=",
+                "+",
+                "-",
+                "*",
+                "/",
+                "^",
+                "(",
+                ")",
+                "{",
+                "}",
+                "[",
+                "]",
+                "%",
+                "!",
+                "x",
+                "a",
+                "and",
+                "of",
+                "half",
+                "apples",
+                "dozen",
+                "times",
+                "mod",
+                "$",
+                "$$",
+                "&",
+                "\\\\",
+                "<<",
+                ">>",
+                "\\frac",
+                "\\sqrt",
+                "\\binom",
+                "\\left(",
+                "\\right)",
+                "\\text{",
+                "\\boxed{",
+                "\\pi",
+                "[asy]",
+                "[/asy]",
+                "|",
+                "#",
+                "_",
+                "...",
+                ",",
+                ".",
+                "≈",
+                "√",
+                "½",
+                "²",
+                "\n",
+                " ",
+                "  ",
+            ]
         ),
         max_size=40,
     ),

@@ -151,7 +151,9 @@ def test_the_supervised_stage_learns_to_work_sums_out(cache: Path) -> None:
     from clipo_ds.arithmetic import make_problems, verify_solution
 
     # 2 terms up to 3: the 15 problems that exist are soon learnt, those that the warm start never saw included or not.
-    task = replace(TINY, warm_start_steps=150, warm_start_batch_size=32, warm_start_harder_share=0.0, num_test_prompts=1)
+    task = replace(
+        TINY, warm_start_steps=150, warm_start_batch_size=32, warm_start_harder_share=0.0, num_test_prompts=1
+    )
     folder = warm_start(task)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     problems = sorted({prompt[:-1] for prompt, _ in _examples(task, 200)})
