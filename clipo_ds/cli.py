@@ -42,6 +42,7 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     """`deepspeed scripts/compare.py --recipe NAME --arms grpo,grpo+clipo --seeds 0,1,2 [--section.field value …]`."""
     parser = argparse.ArgumentParser(
         prog="compare.py",
+        allow_abbrev=False,  # --seed is a recipe field, not short for --seeds
         description="Train arms against each other over seeds. Every recipe field is a flag too (see train.py --help).",
     )
     parser.add_argument("--recipe", required=True, help="shipped recipe or YAML file")

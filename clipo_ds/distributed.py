@@ -65,7 +65,8 @@ def start() -> Ranks:
 def stop() -> None:
     """Leave the process group, so that the process ends without complaints."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        # DeepSpeed keeps groups of its own beside the default one; its call ends them all.
+        deepspeed.comm.destroy_process_group()
 
 
 def barrier() -> None:
