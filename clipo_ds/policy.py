@@ -95,7 +95,9 @@ class ScoringModule(nn.Module):
             )
         self.token_head = TokenHead(output, chunk_tokens)
 
-    def forward(self, batch: Batch, with_entropy: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, with_entropy: bool = True, pooled_gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Give the fields of `Scores` for a micro-batch on this rank's device.
 
         The state that produced response token t sits one column to the left of it: the columns pooled and projected are
@@ -111,7 +113,8 @@ class ScoringModule(nn.Module):
         logprobs, entropies = self.token_head(states, batch.response_ids[row, step], with_entropy)
         blank = logprobs.new_zeros(num_rows, num_tokens)
         counts = batch.response_mask.sum(1).clamp(min=1)
-        pooled = states.new_zeros(num_rows, states.shape[-1], dtype=torch.float32).index_add(0, row, states.float())
+        pooled = states.new_zeros(num_rows, states.shape[-1], dtype=torch.float32)
+        pooled = pooled.index_add(0, row, (states if pooled_gradient else states.detach()).float())
         return (
             blank.index_put((row, step), logprobs),
             blank.index_put((row, step), entropies),
@@ -162,10 +165,19 @@ class Policy:
         with self.model.disable_adapter():
             return self.engine(batch, with_entropy=False)[0]
 
-    def forward(self, batch: Batch) -> Scores:
-        """Score a micro-batch with gradients; `backward` must follow before the next forward."""
+    def forward(self, batch: Batch, *, pooled_gradient: bool = False) -> Scores:
+        """Score a micro-batch with gradients; `backward` must follow before the next forward.
+
+        Every output that carries a gradient must stand in the loss, on every rank: ZeRO-3 walks through the modules
+        once for each such output that the backward pass reaches, and ranks that walk differently wait for each other
+        for ever.
+
+        Args:
+            batch: The micro-batch.
+            pooled_gradient: Let the pooled states carry a gradient, as the log-probabilities do; the same on all ranks.
+        """
         self.engine.train()
-        return Scores(*self.engine(on_device(batch, self.device), with_entropy=False))
+        return Scores(*self.engine(on_device(batch, self.device), with_entropy=False, pooled_gradient=pooled_gradient))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of a scalar loss that is already divided by the *global* denominator.

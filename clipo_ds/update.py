@@ -73,9 +73,9 @@ def update_policy(
             active = [row for row in rows if feels_gradient[row]]
             batches = micro_batches(config, ranks, experience.flat, experience.lengths, active, pad_token_id)
             for position, batch in enumerate(batches):
-                scores = policy.forward(batch)
+                scores = policy.forward(batch, pooled_gradient=targets.pooled_gradient is not None)
                 if batch.is_padding:
-                    loss = scores.logprobs.sum() * 0.0 + scores.pooled.sum() * 0.0
+                    loss = (scores.logprobs.sum() + scores.pooled.sum()) * 0.0
                 else:
                     loss = _micro_batch_loss(
                         config, spec, experience, targets, batch, scores, denominator, weights, sums

@@ -137,7 +137,7 @@ def _make(task: TaskConfig, folder: Path) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for the small matrices: as fast as two, and the weights do not depend on the number of cores."""
+    """One thread, so that the weights do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

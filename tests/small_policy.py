@@ -31,7 +31,7 @@ def save_model(folder: Path) -> str:
 def make_policy(folder: str, ranks: Ranks, *, stage: int, **model: object) -> Policy:
     config = json.loads((ROOT / "ds_configs" / "zero3_cpu.json").read_text())
     config |= {
-        "train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+        "train_batch_size": ranks.world_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0, "zero_optimization": {"stage": stage}, "bf16": {"enabled": False},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.0, "torch_adam": True}},
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 
@@ -27,11 +28,19 @@ def assert_same(left: dict[str, float], right: dict[str, float], relative: float
         assert right[key] == pytest.approx(value, rel=relative, abs=2e-6), key
 
 
+# Everything that a resumed run has to bring back: schedule, optimisers of policy and head, position in the data.
+RICH = [
+    *SMALL, CPU, "--steps=4", "--checkpoint.every=2", "--optimizer.schedule=linear", "--optimizer.mini_batches=2",
+    "--contrastive.head=linear", "--contrastive.head_output_size=16", "--contrastive.head_warmup_steps=1",
+    "--objective.kl_coefficient=0.01", "--objective.importance_cap=2", "--logging.trackers=[tensorboard]",
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
     """Four steps in one plain process, a checkpoint after the second."""
     folder = tmp_path_factory.mktemp("one_rank") / "run"
-    train(*SMALL, CPU, "--steps=4", "--checkpoint.every=2", f"--run_dir={folder}")
+    train(*RICH, f"--run_dir={folder}")
     return folder
 
 
@@ -73,14 +82,35 @@ def test_first_step_does_not_depend_on_ranks_micro_batches_or_zero_stage(tmp_pat
         assert_same(first["reference"][1], first[name][1], 1e-2)
 
 
+def test_policy_is_frozen_while_the_head_warms_up(one_rank):
+    first, second = metrics(one_rank)[:2]
+    assert "policy/grad_norm" not in first
+    assert "policy/grad_norm" in second
+    assert first["contrastive/head_grad_norm"] > 0
+    assert first["contrastive/head_norm"] != second["contrastive/head_norm"]
+    # Nothing has moved yet: the policy is its own reference.
+    assert second["policy/kl_reference"] < 1e-4
+
+
+def test_trackers_get_the_metrics(one_rank):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = next((one_rank / "trackers").rglob("events.*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    seen = [event.value for event in events.Scalars("reward/mean")]
+    assert seen == pytest.approx([row["reward/mean"] for row in metrics(one_rank)], rel=1e-6)
+
+
 def test_resumed_run_equals_the_uninterrupted_one(one_rank, tmp_path):
     folder = tmp_path / "run"
-    common = [*SMALL, CPU, "--checkpoint.every=2", f"--run_dir={folder}"]
-    train(*common, "--steps=2")
-    train(*common, "--steps=4", "--resume=auto")
+    shutil.copytree(one_rank, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_000004")
+    train(*RICH, f"--run_dir={folder}", "--resume=auto")
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
     for left, right in zip(metrics(one_rank), metrics(folder), strict=True):
         assert_same(comparable(left), comparable(right), 1e-6)
-    for name in ("model/model.safetensors",):
+    for name in ("model/model.safetensors", "head.safetensors"):
         left = load_file(one_rank / "checkpoints" / "step_000004" / name)
         right = load_file(folder / "checkpoints" / "step_000004" / name)
         assert left.keys() == right.keys()
@@ -166,11 +196,25 @@ def test_two_launchers_on_one_host_make_one_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["grpo", "gspo", "dapo", "gmpo", "dr_grpo"])
-def test_every_objective_trains_with_and_without_the_contrastive_term(tmp_path, objective):
-    for name, term in (("with", []), ("without", ["--contrastive=null"])):
-        folder = tmp_path / name
-        train(*SMALL, CPU, "--steps=2", f"--objective.name={objective}", *term, f"--run_dir={folder}")
-        rows = metrics(folder)
+def test_every_objective_trains_with_and_without_the_contrastive_term(tmp_path):
+    objectives = ["grpo", "dr_grpo", "dapo", "gspo", "gmpo"]
+    arms = [f"{name}{term}" for name in objectives for term in ("", "+clipo")] + ["grpo+placebo"]
+    settings = [*SMALL, CPU, "--steps=2", "--evaluation.every=2", "--optimizer.mini_batches=2"]
+    done = run("compare.py", *settings, f"--arms={','.join(arms)}", "--seeds=3", f"--out={tmp_path}", ranks=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compared = json.loads((tmp_path / "comparison.json").read_text())
+    assert {(row["arm"], row["data"]) for row in compared} == {
+        (arm, data) for arm in arms for data in ("arithmetic", "arithmetic_harder")
+    }
+    losses = {}
+    for arm in arms:
+        rows = metrics(tmp_path / f"{arm}-seed3")
         assert len(rows) == 2
-        assert ("contrastive/loss" in rows[0]) == (name == "with")
+        assert ("contrastive/loss" in rows[0]) == ("+" in arm)
+        losses[arm] = rows[1]["policy/grad_norm"]
+    # the arms are not one and the same program
+    assert len({round(value, 7) for value in losses.values()}) >= len(arms) - 1
+    # what is whole is not trained again
+    before = (tmp_path / "grpo-seed3" / "metrics.jsonl").stat().st_mtime_ns
+    assert run("compare.py", *settings, "--arms=grpo", "--seeds=3", f"--out={tmp_path}").returncode == 0
+    assert (tmp_path / "grpo-seed3" / "metrics.jsonl").stat().st_mtime_ns == before

@@ -66,7 +66,7 @@ def test_one_update_in_micro_batches_equals_plain_autograd(folder, ranks, stage,
             batch.input_ids[rows], batch.attention_mask[rows], batch.response_start[rows], batch.response_ids[rows],
             batch.response_mask[rows], rows,
         )  # fmt: skip
-        scores = policy.forward(part)
+        scores = policy.forward(part, pooled_gradient=True)
         loss = -(scores.logprobs * advantages[rows][:, None]).sum() / 7 + scores.pooled.square().sum() / 50
         policy.backward(loss, last=position == 2)
     assert policy.step() == pytest.approx(float(expected), rel=1e-4)

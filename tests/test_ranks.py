@@ -1,0 +1,42 @@
+"""Two ranks with unequal work under ZeRO-3: nobody waits for ever, and the gradient is that of the rows there are."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.multiprocessing as multiprocessing
+from launching import free_port
+from small_policy import make_batch, make_policy, save_model
+
+from clipo_ds import distributed
+from clipo_ds.batching import equalise
+
+# r: both ranks have rows, p: none has, a and b: only the first or the second has; no scoring pass in between.
+COURSE = "prbabrppab"
+
+
+def walk(rank: int, port: int, folder: str) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    policy = make_policy(folder, distributed.start(), stage=3)
+    norms = []
+    for letter in COURSE:
+        busy = letter == "r" or (letter == "a" and rank == 0) or (letter == "b" and rank == 1)
+        batch = make_batch() if busy else equalise([], 1, 0)[0]
+        scores = policy.forward(batch)
+        policy.backward(-scores.logprobs.sum() * (0.0 if batch.is_padding else 0.1), last=True)
+        norms.append(policy.step())
+    torch.save(norms, f"{folder}/norms_{rank}.pt")
+    distributed.stop()
+
+
+def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):
+    folder = save_model(tmp_path)
+    multiprocessing.spawn(walk, args=(free_port(), folder), nprocs=2)
+    first, second = (torch.load(tmp_path / f"norms_{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert [norm == 0 for norm in first] == [letter == "p" for letter in COURSE]
