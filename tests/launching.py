@@ -16,7 +16,7 @@ TIME_LIMIT = 900  # seconds; against hanging only
 # The built-in task at a size that makes its model in seconds.
 SMALL = [
     "--recipe=demo",
-    "--task.warm_start_steps=60",
+    "--task.warm_start_steps=300",
     "--task.warm_start_batch_size=64",
     "--task.hidden_size=64",
     "--task.num_layers=2",

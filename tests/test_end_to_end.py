@@ -62,8 +62,7 @@ def test_sampler_and_trainer_are_the_same_model_at_every_step(one_rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["grpo", "gspo"])
-def test_first_step_does_not_depend_on_ranks_micro_batches_or_zero_stage(tmp_path, objective):
+def test_first_step_does_not_depend_on_ranks_micro_batches_or_zero_stage(tmp_path):
     runs = {
         "reference": (1, [CPU]),
         "two ranks": (2, [CPU]),
@@ -74,7 +73,7 @@ def test_first_step_does_not_depend_on_ranks_micro_batches_or_zero_stage(tmp_pat
     first = {}
     for name, (ranks, arguments) in runs.items():
         folder = tmp_path / name.replace(" ", "_")
-        train(*SMALL, *arguments, "--steps=2", f"--objective.name={objective}", f"--run_dir={folder}", ranks=ranks)
+        train(*SMALL, *arguments, "--steps=2", f"--run_dir={folder}", ranks=ranks)
         first[name] = [comparable(row) for row in metrics(folder)]
     for name in runs:
         assert_same(first["reference"][0], first[name][0], 1e-4)
@@ -88,8 +87,6 @@ def test_policy_is_frozen_while_the_head_warms_up(one_rank):
     assert "policy/grad_norm" in second
     assert first["contrastive/head_grad_norm"] > 0
     assert first["contrastive/head_norm"] != second["contrastive/head_norm"]
-    # Nothing has moved yet: the policy is its own reference.
-    assert second["policy/kl_reference"] < 1e-4
 
 
 def test_trackers_get_the_metrics(one_rank):

@@ -38,8 +38,7 @@ def oracle(logits: list[float], u: float, temperature: float, top_p: float, top_
     return max(kept)
 
 
-# The same examples every time: a uniform within float32's rounding of a boundary may fall on either side.
-@settings(derandomize=True, deadline=None)
+@settings(deadline=None)
 @given(
     size=st.sampled_from([1, 2, 7, 127, 128, 129, 700]),
     seed=st.integers(0, 10**6),
@@ -52,10 +51,13 @@ def test_draws_agree_with_a_loop(size: int, seed: int, temperature: float, top_p
     logits = 3 * torch.randn(4, size, generator=generator)
     uniforms = torch.rand(4, generator=generator, dtype=torch.float64)
     drawn, logprobs = draw_tokens(logits, uniforms, temperature=temperature, top_p=top_p, top_k=top_k)
-    expected = [
-        oracle(row, u, temperature, top_p, top_k) for row, u in zip(logits.tolist(), uniforms.tolist(), strict=True)
-    ]
-    assert drawn.tolist() == expected
+    for token, row, u in zip(drawn.tolist(), logits.tolist(), uniforms.tolist(), strict=True):
+        # Within float32's rounding of a boundary, of the draw or of the nucleus, either side is right.
+        assert token in {
+            oracle(row, min(max(u + du, 0.0), 1.0), temperature, top_p if top_p == 1 else top_p + dp, top_k)
+            for du in (-1e-5, 0.0, 1e-5)
+            for dp in (-1e-5, 0.0, 1e-5)
+        }
     full = logits.double().log_softmax(-1).gather(-1, drawn[:, None]).squeeze(-1)
     assert torch.allclose(logprobs, full, atol=1e-6, rtol=0)
 
