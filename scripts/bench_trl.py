@@ -56,6 +56,7 @@ def measure_ours(steps: int) -> dict[str, float]:
             "rollout.group_size": NUM_ROLLOUTS,
             "rollout.max_new_tokens": MAX_NEW_TOKENS,
             "reward.functions": f"[{{function: '{Path(__file__).resolve()}:digit_share', weight: 1.0}}]",
+            "optimizer.learning_rate": 1e-6,
             "evaluation.every": "null",
             "logging.show_every": "null",
             "run_dir": f"{folder}/run",
