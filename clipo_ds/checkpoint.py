@@ -124,11 +124,12 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return max(whole, key=lambda path: path.name, default=None)
 
 
-def check_resumable(checkpoint: Path, world_size: int, zero_stage: int) -> int:
-    """Check that a run of this shape can continue from a checkpoint; give the step it was written after.
+def check_resumable(checkpoint: Path, world_size: int, zero_stage: int, *, with_term: bool) -> None:
+    """Check that a run of this shape can continue from a checkpoint.
 
     Raises:
-        InputError: It is no whole checkpoint, or it was written by another number of ranks or another ZeRO stage.
+        InputError: It is no whole checkpoint, or it was written by another number of ranks, another ZeRO stage, or
+            with a contrastive term where this run has none (or the other way round).
     """
     try:
         facts = json.loads((checkpoint / "checkpoint.json").read_text())
@@ -145,19 +146,14 @@ def check_resumable(checkpoint: Path, world_size: int, zero_stage: int) -> int:
         raise InputError(
             f"`ds_config` must have ZeRO stage {facts['zero_stage']} to resume {checkpoint.name}, got {zero_stage}"
         )
-    return int(facts["step"])
+    has_head = (checkpoint / "head.safetensors").exists()
+    if has_head != with_term:
+        have, want = ("a", "no") if has_head else ("no", "a")
+        raise InputError(f"`contrastive` must be as in the checkpoint: it has {have} contrastive head, this run {want}")
 
 
 def load_checkpoint(checkpoint: Path, policy: Policy, term: ContrastiveTerm | None, ranks: Ranks) -> Progress:
-    """Bring policy, optimiser, schedule, head and random generators back; called by all ranks.
-
-    Raises:
-        InputError: The checkpoint has a head and the run has none, or the other way round.
-    """
-    has_head = (checkpoint / "head.safetensors").exists()
-    if has_head != (term is not None):
-        have, want = ("a", "no") if has_head else ("no", "a")
-        raise InputError(f"`contrastive` must be as in the checkpoint: it has {have} contrastive head, this run {want}")
+    """Bring policy, optimiser, schedule, head and random generators back; all ranks call it after `check_resumable`."""
     state = torch.load(checkpoint / "trainer.pt", map_location=ranks.device, weights_only=True)
     policy.engine.load_checkpoint(str(checkpoint / "engine"), tag="state", load_module_strict=False)
     if term is not None:

@@ -153,7 +153,7 @@ def _guarded(run: Callable[[], Any]) -> int:
     except InputError as error:
         return _fail(f"error: {error}", 2)
     except FloatingPointError as error:
-        return _fail(f"error: {error}; the last checkpoint of the run folder is good", 1)
+        return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except RunStopped as stopped:

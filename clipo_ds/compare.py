@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ from typing import Any
 from rich.table import Table
 from scipy import stats
 
+from clipo_ds import distributed
 from clipo_ds.config import load_config
+from clipo_ds.objectives import OBJECTIVES
 from clipo_ds.records import open_run
 from clipo_ds.schema import TrainConfig
 from clipo_ds.trainer import train
 from clipo_ds.types import InputError
 
-logger = logging.getLogger(__name__)
-
-OBJECTIVES = ("grpo", "dr_grpo", "dapo", "gspo", "gmpo")
 COMPARED = ("accuracy", "process_consistent_among_correct")
 
 
@@ -35,8 +34,7 @@ def arm_config(base: TrainConfig, arm: str, seed: int, run_dir: Path) -> TrainCo
 
     Raises:
         InputError: The arm is not an objective with an optional `+clipo` or `+placebo`, or asks for a contrastive
-            term that the
-            recipe does not have.
+            term that the recipe does not have.
     """
     objective, _, term = arm.partition("+")
     if objective not in OBJECTIVES or term not in ("", "clipo", "placebo"):
@@ -56,13 +54,20 @@ def arm_config(base: TrainConfig, arm: str, seed: int, run_dir: Path) -> TrainCo
 
 
 def compare(recipe: str, overrides: Sequence[str], arms: Sequence[str], seeds: Sequence[int], out: Path) -> Path:
-    """Train every arm with every seed and write `comparison.json`; called by all ranks. A run that is whole is not
-    repeated.
+    """Train every arm with every seed and write `comparison.json`; called by all ranks.
+
+    A run that is whole is not repeated, one that was cut short goes on from its newest checkpoint.
 
     Returns the path of the comparison file, with a row a run and test set.
+
+    Raises:
+        InputError: An arm is wrong, the recipe never evaluates, or `out` holds a run made with other settings.
     """
     base = load_config(recipe, overrides)
+    if base.evaluation.every is None:
+        raise InputError("`evaluation.every` must be a number of steps: arms are compared by their last evaluation")
     configs = {(arm, seed): arm_config(base, arm, seed, out / f"{arm}-seed{seed}") for arm in arms for seed in seeds}
+    begun = {key for key, config in configs.items() if _is_begun(config)}
     rows: list[dict[str, Any]] = []
     # Seed by seed, so that a comparison that is cut short holds every arm equally often.
     for seed in seeds:
@@ -70,12 +75,13 @@ def compare(recipe: str, overrides: Sequence[str], arms: Sequence[str], seeds: S
             config = configs[arm, seed]
             run_dir = out / f"{arm}-seed{seed}"
             if not _is_whole(run_dir, config.steps):
-                train(config)
+                train(dataclasses.replace(config, resume="auto" if (arm, seed) in begun else None))
             run = open_run(run_dir)
             for data, last in last_evaluations(run.evaluations()).items():
                 rows.append({"arm": arm, "seed": seed, "data": data, "run": str(run_dir), **last})
     path = out / "comparison.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    if distributed.start().is_main:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
     return path
 
 
@@ -114,13 +120,22 @@ def _interval(values: Sequence[float], *, signed: bool = False) -> str:
     """Mean in percent with the half-width of its 95% t interval, where there are two values or more."""
     if not values:
         return "-"
-    mean = sum(values) / len(values)
+    mean = statistics.mean(values)
     text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
     if len(values) < 2:
         return text
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = stats.t.ppf(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{text} ± {100 * half:.1f}"
+
+
+def _is_begun(config: TrainConfig) -> bool:
+    """Whether the run of this very configuration has been begun."""
+    found = Path(str(config.run_dir)) / "config.yaml"
+    if not found.exists():
+        return False
+    if dataclasses.replace(load_config(str(found)), resume=None, recipe=config.recipe) != config:
+        raise InputError(f"`out` must not hold runs made with other settings, got '{found.parent}'")
+    return True
 
 
 def _is_whole(run_dir: Path, steps: int) -> bool:

@@ -81,11 +81,6 @@ class Display:
             self.say(f"evaluation after step {step}")
             self._console.print(evaluation_table(list(results.values())))
 
-    def before_and_after(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
-        """Show the first against the last evaluation of every test set, from the rows of evaluations.jsonl."""
-        if self._enabled and evaluations:
-            self._console.print(before_and_after_table(evaluations))
-
 
 def step_line(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
     """One line: step, reward, accuracy, process consistency among right answers, contrastive loss, seconds."""

@@ -98,26 +98,6 @@ class EvaluationResult:
         return flat | _flat(f"mean_at_{self.num_samples}", self.accuracy)
 
 
-def evaluate(
-    engine: RolloutEngine,
-    prompts: Sequence[Prompt],
-    judge: Judge,
-    *,
-    samples: int,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    seed: int,
-) -> list[EvaluationResult]:
-    """Sample, judge and summarise on one rank: a result for every `source` among the prompts, in their order."""
-    rows = run_problems(
-        engine, prompts, judge,
-        samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
-    )  # fmt: skip
-    sources = dict.fromkeys(row.source for row in rows)
-    return [summarise(source, [row for row in rows if row.source == source]) for source in sources]
-
-
 def run_problems(
     engine: RolloutEngine,
     prompts: Sequence[Prompt],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipo_ds import distributed
-from clipo_ds.batching import collate, equalise, plan_micro_batches
+from clipo_ds.batching import collate, equalise, flatten_groups, plan_micro_batches
 from clipo_ds.distributed import Ranks
 from clipo_ds.generation import RolloutEngine
 from clipo_ds.policy import Policy
@@ -150,7 +150,7 @@ def score_groups(
     with_reference: bool,
 ) -> Experience:
     """Score a rank's groups under the training policy (and its reference) before the update; called by all ranks."""
-    flat = [(group.prompt, rollout) for group, _ in sampled.groups for rollout in group.rollouts]
+    flat = flatten_groups(group for group, _ in sampled.groups)
     judgements = [judgement for _, judged in sampled.groups for judgement in judged]
     size = config.rollout.group_size
     num_tokens = torch.tensor([len(rollout.token_ids) for _, rollout in flat], dtype=torch.long)

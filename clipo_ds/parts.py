@@ -7,18 +7,18 @@ run folder) without loading a weight or writing a file. `build_parts` then loads
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from clipo_ds import arithmetic, checkpoint, distributed
 from clipo_ds.checkpoint import Progress
 from clipo_ds.config import dump_config, read_ds_config
-from clipo_ds.contrastive_term import ContrastiveTerm
+from clipo_ds.contrastive import ContrastiveHead
+from clipo_ds.contrastive_term import ContrastiveTerm, load_head
 from clipo_ds.data import PromptOrder, load_prompts
 from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
@@ -34,8 +34,6 @@ from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.weight_sync import sync_weights
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,16 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
             f"got {config.rollout.prompts_per_step}"
         )
     run_dir, resume_from = _run_folder(config, ranks)
+    facts = inspect_model(config.model.path, task=config.task, trust_remote_code=config.model.trust_remote_code)
     if resume_from is not None:
-        checkpoint.check_resumable(resume_from, ranks.world_size, ds_config["zero_optimization"]["stage"])
+        stage = ds_config["zero_optimization"]["stage"]
+        with_term = config.contrastive is not None
+        checkpoint.check_resumable(resume_from, ranks.world_size, stage, with_term=with_term)
+    if config.contrastive is not None and config.contrastive.head_path is not None:
+        head = ContrastiveHead(
+            facts.config.get_text_config().hidden_size, config.contrastive.head_output_size, config.contrastive.head
+        )
+        load_head(head, config.contrastive.head_path)
     check_trackers(config.logging.trackers)
     spec = resolve_objective(
         config.objective.name,
@@ -111,7 +117,6 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         dynamic_sampling=config.objective.dynamic_sampling,
     )
     build_judge(config, spec).close()  # imports the user's reward functions
-    facts = inspect_model(config.model.path, task=config.task, trust_remote_code=config.model.trust_remote_code)
     prompts, tests = _load_data(config, facts.tokenizer)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     limit = getattr(facts.config, "max_position_embeddings", None)
@@ -143,7 +148,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
     folder = materialise_model(config.model.path, task=config.task)
     frozen_steps = config.contrastive.head_warmup_steps if config.contrastive else 0
     updates = (config.steps - frozen_steps) * config.optimizer.mini_batches * config.optimizer.epochs_per_batch
-    _seed_everything(config.seed)
+    set_seed(config.seed)
     policy = build_policy(
         folder,
         config.model,
@@ -171,7 +176,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
             config.logging.trackers,
             project=config.logging.project,
             run_dir=plan.run_dir,
-            config=flatten(dataclasses.asdict(config)),
+            config=_flatten(dataclasses.asdict(config)),
             cpu=ranks.device.type == "cpu",
         )
     distributed.barrier()
@@ -202,15 +207,15 @@ def close_parts(parts: Parts) -> None:
     parts.trackers.finish()
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as one mapping with dotted keys.
 
-    >>> flatten({"a": {"b": 1}, "c": 2})
+    >>> _flatten({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
     """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -276,9 +281,3 @@ def _open_run_folder(plan: Plan, progress: Progress, ranks: Ranks) -> RunWriter:
     if plan.config.resume is not None and (plan.run_dir / "config.yaml").exists():
         return RunWriter.resume(plan.run_dir, progress.step)
     return RunWriter.create(plan.run_dir, config_yaml=config_yaml, ds_config=plan.ds_config, environment=environment)
-
-
-def _seed_everything(seed: int) -> None:
-    import transformers
-
-    transformers.set_seed(seed)

@@ -248,12 +248,14 @@ def build_policy(
         language_model.gradient_checkpointing_enable({"use_reentrant": True})
         language_model.enable_input_require_grads()
     module = ScoringModule(language_model, model.logprob_chunk_tokens)
+    # What transformers calls `constant` passes over the warm-up.
+    schedule = "constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
         config=dict(ds_config),
         lr_scheduler=lambda basic: get_scheduler(
-            optimizer.schedule, basic, num_warmup_steps=optimizer.warmup_steps, num_training_steps=num_updates
+            schedule, basic, num_warmup_steps=optimizer.warmup_steps, num_training_steps=num_updates
         ),
     )
     reference = None if frozen is None else _reference_engine(frozen, model, ds_config, device)

@@ -56,6 +56,8 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     require(0 < arguments.top_p <= 1, "top_p", "in (0, 1]", arguments.top_p)
     limit = arguments.max_problems
     require(limit is None or limit >= 1, "max_problems", "at least 1", limit)
+    output = arguments.output
+    require(output is None or Path(output).parent.is_dir(), "output", "a file in a folder that exists", output)
     reference, config = model_reference(arguments.model)
     facts = inspect_model(reference)
     tests = _test_prompts(arguments, config, facts.tokenizer)
@@ -117,12 +119,12 @@ def _run_config(run_dir: Path) -> TrainConfig:
 
 
 def _test_prompts(arguments: Namespace, config: TrainConfig | None, tokenizer: object) -> dict[str, list[Prompt]]:
-    if not arguments.data:
-        if config is None:
-            raise InputError("`data` must name data files for a model that is not a run, got nothing")
-        if config.task is not None:
-            return arithmetic.test_prompts(config.task, tokenizer)
-        arguments.data = config.data.test
+    sources = arguments.data
+    if not sources and config is not None and config.task is not None:
+        return arithmetic.test_prompts(config.task, tokenizer)
+    if not sources:
+        sources = [] if config is None else config.data.test
+        require(bool(sources), "data", "data files, where the model is not a run with test data of its own", sources)
     base = config.data if config is not None else DataConfig()
     data = DataConfig(
         kind=base.kind,
@@ -132,5 +134,5 @@ def _test_prompts(arguments: Namespace, config: TrainConfig | None, tokenizer: o
     )
     return {
         name: load_prompts([source], tokenizer, data, max_rows=arguments.max_problems, field="data").prompts
-        for name, source in name_sources(arguments.data).items()
+        for name, source in name_sources(sources).items()
     }

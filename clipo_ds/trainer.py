@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
-from clipo_ds.checkpoint import Progress, save_checkpoint
+from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
@@ -156,7 +156,9 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                     )  # fmt: skip
                 except FloatingPointError as error:
                     _write_rollouts(parts, columns, step)
-                    raise FloatingPointError(f"step {step}: {error}") from error
+                    kept = newest_checkpoint(parts.run_dir)
+                    rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+                    raise FloatingPointError(f"step {step}: {error}; its rollouts are written, {rest}") from error
             with watch.phase("sync"):
                 sync_weights(parts.policy.model, parts.engine)
         with watch.phase("record"):
@@ -266,10 +268,10 @@ def _write_rollouts(parts: Parts, columns: dict[str, Any], step: int) -> None:
     gathered = distributed.gather_objects(columns)
     if gathered is None or parts.writer is None:
         return
-    parts.writer.write_rollouts(step, concatenate_columns(gathered))
+    parts.writer.write_rollouts(step, _concatenate(gathered))
 
 
-def concatenate_columns(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _concatenate(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Columns of several ranks, one after the other."""
     whole: dict[str, Any] = {}
     for name, first in shares[0].items():

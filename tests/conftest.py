@@ -7,9 +7,14 @@ named by a hash of what made them, so the warm start of a small model is paid on
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from clipo_ds.distributed import Ranks
 
 # Set before anything imports torch, and inherited by the ranks that tests start. One thread a process: results do not
 # depend on the number of cores, and several ranks do not fight over two of them.
@@ -30,3 +35,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared data sets are not beside this checkout ({folder})")
     return folder
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """This process as the only rank of a run."""
+    from clipo_ds import distributed
+
+    yield distributed.start()
+    distributed.stop()

@@ -28,7 +28,9 @@ def save_model(folder: Path) -> str:
     return str(folder)
 
 
-def make_policy(folder: str, ranks: Ranks, *, stage: int, **model: object) -> Policy:
+def make_policy(
+    folder: str, ranks: Ranks, *, stage: int, optimizer: OptimizerConfig | None = None, **model: object
+) -> Policy:
     config = json.loads((ROOT / "ds_configs" / "zero3_cpu.json").read_text())
     config |= {
         "train_batch_size": ranks.world_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
@@ -39,7 +41,8 @@ def make_policy(folder: str, ranks: Ranks, *, stage: int, **model: object) -> Po
     settings = {"gradient_checkpointing": False, "logprob_chunk_tokens": 5} | model
     transformers.set_seed(0)
     return build_policy(
-        folder, ModelConfig(path=folder, dtype="float32", **settings), OptimizerConfig(learning_rate=1e-2), config,
+        folder, ModelConfig(path=folder, dtype="float32", **settings),
+        optimizer or OptimizerConfig(learning_rate=1e-2), config,
         num_updates=10, with_reference=True, device=ranks.device,
     )  # fmt: skip
 

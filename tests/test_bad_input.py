@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launching import ROOT, SMALL, run
 
-from clipo_ds.cli import evaluate_main, export_main, train_main
+from clipo_ds.cli import compare_main, evaluate_main, export_main, train_main
 
 CPU = f"--ds_config={ROOT}/ds_configs/zero3_cpu.json"
 
@@ -67,6 +67,7 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         (["--ds_config=nowhere.json"], ["ds_config", "nowhere.json"]),
         (["--recipe=demmo"], ["demmo", "demo"]),
         (["--resume=nowhere"], ["resume", "nowhere"]),
+        (["--contrastive.head=linear", "--contrastive.head_path=nowhere"], ["contrastive.head_path", "nowhere"]),
         (["--logging.trackers=[nobody]"], ["logging.trackers", "nobody"]),
         (["--reward.functions=[{function: 'nowhere.py:f'}]"], ["reward.functions", "nowhere.py"]),
     ],
@@ -129,12 +130,30 @@ def test_evaluate_and_export_name_what_is_wrong(capsys, tmp_path, small_model):
         (evaluate_main, ["--model", str(tmp_path / "absent"), "--data", str(data)], "absent"),
         (evaluate_main, ["--model", str(small_model), "--data", str(tmp_path / "absent.parquet")], "absent.parquet"),
         (evaluate_main, ["--model", str(small_model)], "data"),
+        (evaluate_main, ["--model", str(small_model), "--data", str(data), "--output", "no/where.json"], "output"),
         (evaluate_main, ["--model", str(small_model), "--data", str(data), "--samples", "0"], "samples"),
         (export_main, [str(tmp_path / "absent"), str(tmp_path / "out")], "absent"),
     ]:
         assert main(arguments) == 2
         assert needle in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_compare_takes_no_run_of_other_settings_for_its_own(capsys, tmp_path):
+    from clipo_ds.compare import arm_config
+    from clipo_ds.config import dump_config, load_config
+
+    folder = tmp_path / "grpo-seed0"
+    folder.mkdir()
+    arguments = [*SMALL, CPU, "--evaluation.every=2", "--arms=grpo", f"--out={tmp_path}"]
+    config = arm_config(load_config("demo", [*SMALL[1:], CPU, "--evaluation.every=2", "--steps=7"]), "grpo", 0, folder)
+    (folder / "config.yaml").write_text(dump_config(config))
+    assert compare_main([*arguments, "--steps=8"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert compare_main([*arguments, "--arms=ppo"]) == 2
+    assert "ppo" in capsys.readouterr().err
+    assert compare_main([*arguments, "--evaluation.every=null"]) == 2
+    assert "evaluation.every" in capsys.readouterr().err
 
 
 def test_the_launcher_passes_the_exit_code_and_one_line_on(tmp_path):

@@ -90,12 +90,6 @@ def test_one_and_two_ranks_give_the_same_rewards_and_the_same_head(seen_by_ranks
     assert one["reward_1"].abs().max() > 0
 
 
-@pytest.fixture
-def ranks():
-    yield distributed.start()
-    distributed.stop()
-
-
 def test_reward_is_that_of_the_head_before_its_step(ranks):
     pooled, correct, group = data()
     term = ContrastiveTerm(ContrastiveConfig(loss="supcon_out", head_output_size=8), HIDDEN, 0, ranks)

@@ -114,6 +114,12 @@ def test_resumed_run_equals_the_uninterrupted_one(one_rank, tmp_path):
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+def test_resume_with_another_contrastive_section_is_refused_before_anything_is_loaded(one_rank):
+    done = run("train.py", *RICH, "--contrastive=null", f"--run_dir={one_rank}", "--resume=auto")
+    assert done.returncode == 2
+    assert "`contrastive` must be as in the checkpoint" in done.stderr
+
+
 def test_sigterm_ends_after_the_step_with_a_whole_checkpoint(tmp_path):
     folder = tmp_path / "run"
     process = start("train.py", *SMALL, CPU, "--steps=10000", f"--run_dir={folder}")

@@ -7,16 +7,9 @@ import torch
 import transformers
 from small_policy import make_batch, make_policy, save_model
 
-from clipo_ds import distributed
-from clipo_ds.schema import LoraConfig
+from clipo_ds.schema import LoraConfig, OptimizerConfig
 from clipo_ds.types import Batch
 from clipo_ds.weight_sync import iterate_adapter, iterate_weights
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    yield distributed.start()
-    distributed.stop()
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +103,22 @@ def test_non_finite_gradient_raises_and_changes_no_weight(folder, ranks, stage):
     # and the engine goes on
     policy.backward(-policy.forward(make_batch()).logprobs.sum() / 10, last=True)
     assert policy.step() > 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    # two steps up from 0 to 0.01; linear then falls to 0 at the tenth update: 0.01 * 7 / 8 at the third
+    [("constant", [0.0, 0.005, 0.01, 0.01]), ("linear", [0.0, 0.005, 0.01, 0.00875])],
+)
+def test_learning_rate_warms_up_under_every_schedule(folder, ranks, schedule, expected):
+    optimizer = OptimizerConfig(learning_rate=1e-2, schedule=schedule, warmup_steps=2)
+    policy = make_policy(folder, ranks, stage=0, optimizer=optimizer)
+    seen = [policy.learning_rate]
+    for _ in range(3):
+        policy.backward(-policy.forward(make_batch()).logprobs.sum() / 10, last=True)
+        policy.step()
+        seen.append(policy.learning_rate)
+    assert seen == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("byte_budget", [1, 10_000, 10**9])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from small_policy import VOCABULARY, make_policy, save_model
 
-from clipo_ds import distributed
 from clipo_ds.batching import collate
 from clipo_ds.experience import Experience
 from clipo_ds.objectives import policy_loss, resolve_objective
@@ -26,12 +25,6 @@ from clipo_ds.types import Prompt, Rollout
 from clipo_ds.update import Targets, update_policy
 
 GROUPS, GROUP_SIZE = 3, 4
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    yield distributed.start()
-    distributed.stop()
 
 
 @pytest.fixture(scope="module")
