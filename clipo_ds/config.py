@@ -16,7 +16,7 @@ import dataclasses
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -136,6 +136,7 @@ def split_train_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The recipe and the overrides of a command line of `scripts/train.py`.
 
     `--help` prints every field and exits. The launcher's `--local_rank` is dropped: ranks come from the environment.
+    Without a recipe, a run that is resumed goes on with the settings in its own folder.
 
     Raises:
         InputError: No recipe, two of them, or something that is not a flag.
@@ -145,15 +146,28 @@ def split_train_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
         raise SystemExit(0)
     recipes: list[str] = []
     overrides: list[str] = []
+    given: dict[str, str] = {}
     for name, text in _split_overrides(argv):
         if name == "recipe":
             recipes.append(text)
         elif name != "local_rank":
             overrides.append(f"--{name}={text}")
+            given[name] = text
+    if not recipes and (begun := _begun_run(given)) is not None:
+        recipes.append(str(begun / "config.yaml"))
     if len(recipes) != 1:
         got = "nothing" if not recipes else " and ".join(recipes)
         raise InputError(f"`recipe` must be one of {', '.join(shipped_recipes())}, or a YAML file, got {got}")
     return recipes[0], overrides
+
+
+def _begun_run(given: Mapping[str, str]) -> Path | None:
+    """The folder of the run that flags ask to resume, where it is there."""
+    resume = given.get("resume", "null")
+    if resume == "null" or (resume == "auto" and "run_dir" not in given):
+        return None
+    folder = Path(given["run_dir"]) if resume == "auto" else Path(resume).resolve().parent.parent
+    return folder if (folder / "config.yaml").is_file() else None
 
 
 def _find_recipe(recipe: str | Path) -> Path:
