@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from clipo_ds.types import Batch, Group, Prompt, Rollout
 
@@ -54,46 +55,117 @@ def plan_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int
     return plan
 
 
+def share_prompts(
+    flat: Sequence[tuple[Prompt, Rollout]], rows: Sequence[int], max_tokens: int, pairs_per_token: float
+) -> list[list[int]]:
+    """Bring rollouts of one prompt together behind a single copy of it, where that is less work than a copy each.
+
+    A prompt of p tokens that G rollouts carry through the network costs G * p tokens; shared, it costs p. What is paid
+    for it is attention between responses that the mask throws away afterwards: a response of r tokens that joins a
+    sequence of s tokens adds 2 * s * r + r^2 pairs of query and key, against (p + r)^2 alone. It joins while the
+    surplus is at most ``pairs_per_token * p``: short responses to long prompts all share, long ones stay alone.
+
+    Args:
+        flat: A rank's rollouts with their prompts.
+        rows: Positions in `flat`; those of one prompt side by side.
+        max_tokens: Most tokens in one sequence, `optimizer.max_tokens_per_micro_batch`.
+        pairs_per_token: Pairs of query and key that cost as much as the rest of the network for one token; 0 shares
+            nothing.
+
+    Returns:
+        The rows of each sequence, every row exactly once, in the order of `rows`.
+    """
+    sequences: list[list[int]] = []
+    length = 0
+    for row in rows:
+        prompt, rollout = flat[row]
+        p, r = len(prompt.token_ids), len(rollout.token_ids)
+        surplus = 2 * length * r + r * r - (p + r) ** 2
+        if (
+            sequences
+            and length + r <= max_tokens
+            and surplus <= pairs_per_token * p
+            and flat[sequences[-1][0]][0].token_ids == prompt.token_ids
+            and pairs_per_token > 0
+        ):
+            sequences[-1].append(row)
+            length += r
+        else:
+            sequences.append([row])
+            length = p + r
+    return sequences
+
+
+def sequence_length(flat: Sequence[tuple[Prompt, Rollout]], rows: Sequence[int]) -> int:
+    """Tokens of one prompt and the responses of all the given rollouts of it."""
+    return len(flat[rows[0]][0].token_ids) + sum(len(flat[row][1].token_ids) for row in rows)
+
+
 def collate(
-    flat: Sequence[tuple[Prompt, Rollout]], rows: Sequence[int], pad_token_id: int, *, is_padding: bool = False
+    flat: Sequence[tuple[Prompt, Rollout]],
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int,
+    *,
+    is_padding: bool = False,
 ) -> Batch:
     """Lay rollouts out as one right-padded micro-batch on the CPU.
 
     Args:
         flat: A rank's rollouts with their prompts.
-        rows: Positions in `flat`, [N], at least one; they become the rows of the batch in this order.
-        pad_token_id: Fills the columns after a row's last token; any id that the model can embed.
+        sequences: Positions in `flat`, those of one sequence together and of one prompt; at least one sequence, none
+            of them empty. The N rollouts of the batch are in this order.
+        pad_token_id: Fills the columns after a sequence's last token; any id that the model can embed.
         is_padding: Mark the batch as zero-weight; its response mask is False throughout.
 
     Returns:
-        `Batch` with S = the longest row and T = the longest response, but at least 1. A response without tokens has a
-        mask that is False throughout.
+        `Batch` with S = the longest sequence and T = the longest response, but at least 1. A response without tokens
+        has a mask that is False throughout.
 
     Raises:
         ValueError: There are no rows, or a prompt has no tokens (nothing would produce its first response token).
     """
+    rows = [row for sequence in sequences for row in sequence]
     if not rows:
-        raise ValueError("`rows` must be at least one position, got none")
-    pairs = [flat[row] for row in rows]
-    for row, (prompt, _) in zip(rows, pairs, strict=True):
-        if not prompt.token_ids:
-            raise ValueError(f"`flat[{row}]` must have a prompt of at least one token, got none (prompt {prompt.uid})")
-    response_start = torch.tensor([len(prompt.token_ids) for prompt, _ in pairs])
-    num_response = torch.tensor([len(rollout.token_ids) for _, rollout in pairs])
-    response_mask = _leading(num_response, max(1, int(num_response.max())))
-    attention_mask = _leading(response_start + num_response, int((response_start + num_response).max()))
-    input_ids = torch.full(attention_mask.shape, pad_token_id)
+        raise ValueError("`sequences` must hold at least one rollout, got none")
+    ids: list[list[int]] = []
+    segments: list[list[int]] = []
+    positions: list[list[int]] = []
+    producers: list[Tensor] = []
+    num_response = torch.tensor([len(flat[row][1].token_ids) for row in rows])
+    width = max(1, int(num_response.max()))
+    for sequence in sequences:
+        prompt = flat[sequence[0]][0]
+        p = len(prompt.token_ids)
+        if not p:
+            raise ValueError(
+                f"`flat[{sequence[0]}]` must have a prompt of at least one token, got none (prompt {prompt.uid})"
+            )
+        ids.append(list(prompt.token_ids))
+        segments.append([0] * p)
+        positions.append(list(range(p)))
+        for number, row in enumerate(sequence, start=1):
+            # The prompt's last token produces the first token of every response, each of them the one after itself.
+            producers.append(torch.arange(width) + len(ids[-1]) - 1)
+            producers[-1][0] = p - 1
+            r = len(flat[row][1].token_ids)
+            ids[-1] += flat[row][1].token_ids
+            segments[-1] += [number] * r
+            positions[-1] += range(p, p + r)
+    lengths = torch.tensor([len(s) for s in ids])
+    response_mask = _leading(num_response, width)
     response_ids = torch.full(response_mask.shape, pad_token_id)
-    # Masked assignment fills row by row, so one flat list of tokens lays out the whole batch.
-    input_ids[attention_mask] = torch.tensor([t for p, r in pairs for ids in (p.token_ids, r.token_ids) for t in ids])
-    response_ids[response_mask] = torch.tensor([t for _, r in pairs for t in r.token_ids], dtype=torch.long)
+    response_ids[response_mask] = torch.tensor([t for row in rows for t in flat[row][1].token_ids], dtype=torch.long)
+    state_columns = torch.stack(producers).where(response_mask, 0)
     return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        response_start=response_start,
+        input_ids=_right_padded(ids, lengths, pad_token_id),
+        segments=_right_padded(segments, lengths, -1),
+        position_ids=_right_padded(positions, lengths, 0),
+        sequence=torch.repeat_interleave(torch.tensor([len(s) for s in sequences])),
+        state_columns=state_columns,
         response_ids=response_ids,
         response_mask=response_mask & (not is_padding),
         rows=tuple(rows),
+        shares_prompts=any(len(sequence) > 1 for sequence in sequences),
         is_padding=is_padding,
     )
 
@@ -111,7 +183,7 @@ def equalise(batches: Sequence[Batch], count: int, pad_token_id: int) -> list[Ba
     if len(batches) > count:
         raise ValueError(f"`count` must be at least the number of micro-batches ({len(batches)}), got {count}")
     nothing = (Prompt(0, "", (pad_token_id,), "", ""), Rollout((), (), "", False))
-    padding = collate([nothing], [0], pad_token_id, is_padding=True)
+    padding = collate([nothing], [[0]], pad_token_id, is_padding=True)
     return [*batches, *[padding] * (count - len(batches))]
 
 
@@ -148,6 +220,15 @@ def split_mini_batches(
     ]
 
 
-def _leading(counts: torch.Tensor, width: int) -> torch.Tensor:
+def _right_padded(rows: Sequence[Sequence[int]], lengths: Tensor, fill: int) -> Tensor:
+    """Int[R, S] of rows of the given lengths, S the longest."""
+    mask = _leading(lengths, int(lengths.max()))
+    padded = torch.full(mask.shape, fill)
+    # Masked assignment fills row by row, so one flat list lays out the whole batch.
+    padded[mask] = torch.tensor([value for row in rows for value in row])
+    return padded
+
+
+def _leading(counts: Tensor, width: int) -> Tensor:
     """Bool[N, width], True in the first ``counts[n]`` columns of row n."""
     return torch.arange(width)[None, :] < counts[:, None]

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from clipo_ds import distributed
-from clipo_ds.batching import collate, equalise, flatten_groups, plan_micro_batches
+from clipo_ds.batching import (
+    collate,
+    equalise,
+    flatten_groups,
+    plan_micro_batches,
+    sequence_length,
+    share_prompts,
+)
 from clipo_ds.distributed import Ranks
 from clipo_ds.generation import RolloutEngine
 from clipo_ds.policy import Policy
@@ -56,11 +63,6 @@ class Experience:
     entropy: Tensor  # Float[N, T], nats
     pooled: Tensor  # Float[N, H]
     reference_logprobs: Tensor | None  # Float[N, T]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of prompt and response together, per rollout."""
-        return [len(prompt.token_ids) + len(rollout.token_ids) for prompt, rollout in self.flat]
 
 
 def sample_groups(
@@ -163,8 +165,7 @@ def score_groups(
     old_logprobs, entropy = torch.zeros(shape), torch.zeros(shape)
     reference_logprobs = torch.zeros(shape) if with_reference else None
     pooled = torch.zeros(len(flat), policy.hidden_size, device=policy.device)
-    lengths = [len(prompt.token_ids) + len(rollout.token_ids) for prompt, rollout in flat]
-    for batch in micro_batches(config, ranks, flat, lengths, range(len(flat)), pad_token_id):
+    for batch in micro_batches(config, policy, ranks, flat, range(len(flat)), pad_token_id):
         scores = policy.score(batch)
         reference = policy.score_reference(batch) if with_reference else None
         if batch.is_padding:
@@ -194,15 +195,17 @@ def score_groups(
 
 def micro_batches(
     config: TrainConfig,
+    policy: Policy,
     ranks: Ranks,
     flat: Sequence[tuple[Prompt, Rollout]],
-    lengths: Sequence[int],
     rows: Sequence[int],
     pad_token_id: int,
 ) -> list[Batch]:
     """Micro-batches of the given rows, sorted by length, as many as the busiest rank has (and at least one)."""
-    rows = list(rows)
-    plan = plan_micro_batches([lengths[row] for row in rows], config.optimizer.max_tokens_per_micro_batch)
+    budget = config.optimizer.max_tokens_per_micro_batch
+    pairs_per_token = policy.pairs_per_token if config.optimizer.share_prompts else 0.0
+    sequences = share_prompts(flat, rows, budget, pairs_per_token)
+    plan = plan_micro_batches([sequence_length(flat, sequence) for sequence in sequences], budget)
     count = max(1, int(distributed.max_over_ranks(len(plan), ranks.device)))
-    real = [collate(flat, [rows[i] for i in micro], pad_token_id) for micro in plan]
+    real = [collate(flat, [sequences[i] for i in micro], pad_token_id) for micro in plan]
     return equalise(real, count, pad_token_id)

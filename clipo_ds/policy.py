@@ -9,10 +9,11 @@ has.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import deepspeed
@@ -46,7 +47,7 @@ class TokenHead(nn.Module):
     """Log-probabilities and entropies of given tokens from hidden states, over chunks of tokens.
 
     It holds the output weight itself (the same parameter object as the model's own head), so that ZeRO-3 gathers it for
-    this module's forward and backward as a whole. Chunks are recomputed in the backward pass.
+    this module's forward and backward as a whole. Where there are several, chunks are recomputed in the backward pass.
     """
 
     def __init__(self, output: nn.Linear, chunk_tokens: int) -> None:
@@ -57,9 +58,11 @@ class TokenHead(nn.Module):
 
     def forward(self, states: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
         """Give ``(logprobs, entropies)``, each Float[M] in float32, for ``states`` [M, H] and ``targets`` Int[M]."""
+        # One chunk's logits are in memory either way: a single chunk keeps its own for the backward pass.
+        recompute = torch.is_grad_enabled() and len(states) > self.chunk_tokens
         pieces = [
             checkpoint(self._chunk, s, t, with_entropy, use_reentrant=False)
-            if torch.is_grad_enabled()
+            if recompute
             else self._chunk(s, t, with_entropy)
             for s, t in zip(states.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
         ]
@@ -68,15 +71,13 @@ class TokenHead(nn.Module):
 
     def _chunk(self, states: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
         logits = functional.linear(states, self.weight, self.bias).float()
-        normaliser = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
         if not with_entropy:
+            logprobs = -functional.cross_entropy(logits, targets, reduction="none")
             return logprobs, torch.zeros_like(logprobs)
-        with torch.no_grad():
-            # H = log Z - E[logit], without a second [M, V] tensor of log-probabilities.
-            probabilities = (logits - normaliser[:, None]).exp_()
-            entropies = normaliser - (probabilities * logits).sum(-1)
-        return logprobs, entropies
+        log = logits.log_softmax(-1)
+        del logits  # two tensors of [M, V] at a time, not three
+        entropies = -torch.linalg.vecdot(log.detach().exp(), log.detach())
+        return log.gather(-1, targets[:, None]).squeeze(-1), entropies
 
 
 class ScoringModule(nn.Module):
@@ -100,16 +101,18 @@ class ScoringModule(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Give the fields of `Scores` for a micro-batch on this rank's device.
 
-        The state that produced response token t sits one column to the left of it: the columns pooled and projected are
-        ``response_start - 1 + t`` for the T tokens of the response, end-of-sequence token included.
+        Pooled and projected are the states that produced the response's tokens, end-of-sequence token included.
         """
         plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         hidden = plain.get_decoder()(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False
-        ).last_hidden_state  # (N, S, H)
+            input_ids=batch.input_ids,
+            attention_mask=_pair_mask(batch.segments) if batch.shares_prompts else (batch.segments >= 0).long(),
+            position_ids=batch.position_ids if batch.shares_prompts else None,
+            use_cache=False,
+        ).last_hidden_state  # (R, S, H)
         num_rows, num_tokens = batch.response_mask.shape
         row, step = batch.response_mask.nonzero(as_tuple=True)
-        states = hidden[row, batch.response_start[row] - 1 + step]  # (M, H), M real response tokens
+        states = hidden[batch.sequence[row], batch.state_columns[row, step]]  # (M, H), M real response tokens
         logprobs, entropies = self.token_head(states, batch.response_ids[row, step], with_entropy)
         blank = logprobs.new_zeros(num_rows, num_tokens)
         counts = batch.response_mask.sum(1).clamp(min=1)
@@ -142,6 +145,17 @@ class Policy:
     @property
     def hidden_size(self) -> int:
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def pairs_per_token(self) -> float:
+        """Pairs of query and key in attention that cost as much as the rest of the network for one token.
+
+        A layer of width H spends about 24 H^2 operations on a token (projections and a feed-forward part of four times
+        the width) and 4 H on a pair. 0 where the rollouts of a prompt cannot share it: attention must take a mask over
+        pairs of tokens, and nothing but attention may carry from one token to the next.
+        """
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return 6.0 * self.hidden_size if _takes_pair_mask(plain) else 0.0
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:
@@ -264,14 +278,31 @@ def build_policy(
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The micro-batch with its tensors on a device."""
-    return Batch(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        response_start=batch.response_start.to(device),
-        response_ids=batch.response_ids.to(device),
-        response_mask=batch.response_mask.to(device),
-        rows=batch.rows,
-        is_padding=batch.is_padding,
+    moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+
+
+def _pair_mask(segments: Tensor) -> Tensor:
+    """Bool[R, 1, S, S], True where a token (third axis) sees another (last axis): the prompt, and its own response.
+
+    Padding sees something too, since softmax over nothing is not a number; nobody sees padding.
+    """
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    seen = segments[:, None, :]
+    return (causal & ((seen == 0) | (seen == segments[:, :, None])))[:, None]
+
+
+def _takes_pair_mask(model: transformers.PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    return (
+        config._attn_implementation == "sdpa"
+        and set(layers) == {"full_attention"}
+        and getattr(config, "sliding_window", None) is None
+        and not getattr(config, "alibi", False)
+        and not getattr(model, "_is_stateful", False)
+        and type(model).__module__.startswith("transformers.")
+        and "position_ids" in inspect.signature(model.get_decoder().forward).parameters
     )
 
 

@@ -390,6 +390,9 @@ class OptimizerConfig:
     """Passes over each rollout batch."""
     max_tokens_per_micro_batch: int = 16384
     """Padded tokens in one forward pass on one rank."""
+    share_prompts: bool = True
+    """Let the rollouts of a prompt share one copy of it in the policy's passes where that is less work: the same
+    numbers in less time. Takes effect with `sdpa` attention and models of full attention; off otherwise."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)

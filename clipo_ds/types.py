@@ -4,7 +4,7 @@ This is the bottom layer: it imports nothing of the package, and torch for annot
 run-folder reader and the notebooks can use it on a machine without torch.
 
 Letters in the shape comments: P prompts, G rollouts a prompt (the group size), N = P * G rollouts,
-S tokens of prompt and response together, T response tokens, H hidden size, D embedding size, V vocabulary.
+R sequences of S tokens in a forward pass, T response tokens, H hidden size, D embedding size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -61,16 +61,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """A right-padded micro-batch for one forward pass.
+    """A right-padded micro-batch for one forward pass: N rollouts in R sequences.
 
-    Row n holds prompt and response without a gap; its response begins at column ``response_start[n]``, so the
-    hidden states that *produced* the response tokens sit at columns ``response_start[n] - 1 + arange(T)``.
+    A sequence is a prompt and behind it the responses of one or more of its rollouts, without gaps. `segments` tells
+    them apart: 0 on the prompt, k on the k-th response, -1 on padding. A token sees the prompt and what comes before it
+    in its own response, and `position_ids` count as if every rollout stood alone.
     """
 
-    input_ids: Tensor  # Int[N, S]
-    attention_mask: Tensor  # Bool[N, S]
-    response_start: Tensor  # Int[N]
+    input_ids: Tensor  # Int[R, S]
+    segments: Tensor  # Int[R, S]
+    position_ids: Tensor  # Int[R, S], 0 on padding
+    sequence: Tensor  # Int[N], the sequence that holds the rollout
+    state_columns: Tensor  # Int[N, T], the column whose hidden state *produced* the response token
     response_ids: Tensor  # Int[N, T]
     response_mask: Tensor  # Bool[N, T]
     rows: Sequence[int]  # [N], positions in the rank's flat list of rollouts
+    shares_prompts: bool = False  # some sequence holds more than one response
     is_padding: bool = False  # a zero-weight batch that only keeps the ranks' collectives in step

@@ -71,7 +71,7 @@ def update_policy(
         ):
             denominator = _global_denominator(spec, experience, rows, ranks)
             active = [row for row in rows if feels_gradient[row]]
-            batches = micro_batches(config, ranks, experience.flat, experience.lengths, active, pad_token_id)
+            batches = micro_batches(config, policy, ranks, experience.flat, active, pad_token_id)
             for position, batch in enumerate(batches):
                 scores = policy.forward(batch, pooled_gradient=targets.pooled_gradient is not None)
                 if batch.is_padding:

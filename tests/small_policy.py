@@ -9,10 +9,11 @@ import torch
 import transformers
 from launching import ROOT
 
+from clipo_ds.batching import collate
 from clipo_ds.distributed import Ranks
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.schema import ModelConfig, OptimizerConfig
-from clipo_ds.types import Batch
+from clipo_ds.types import Batch, Prompt, Rollout
 
 VOCABULARY = 61
 
@@ -47,16 +48,23 @@ def make_policy(
     )  # fmt: skip
 
 
-def make_batch(num_rows: int = 5, seed: int = 1) -> Batch:
-    """Rows of unequal prompts and responses, right-padded; the last response is one token long."""
+def make_flat(num_rows: int = 5, *, per_prompt: int = 1, seed: int = 1) -> list[tuple[Prompt, Rollout]]:
+    """Random rollouts of unequal prompts and lengths, those of a prompt side by side; the last is one token long."""
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(1, 6, (num_rows,), generator=generator)
-    lengths = torch.randint(2, 9, (num_rows,), generator=generator)
-    lengths[-1] = 1
-    width, tokens = int((starts + lengths).max()), int(lengths.max())
-    column = torch.arange(width)[None, :]
-    attention = column < (starts + lengths)[:, None]
-    ids = torch.randint(0, VOCABULARY, (num_rows, width), generator=generator) * attention
-    mask = torch.arange(tokens)[None, :] < lengths[:, None]
-    place = (starts[:, None] + torch.arange(tokens)).clamp(max=width - 1)
-    return Batch(ids, attention, starts, ids.gather(1, place) * mask, mask, list(range(num_rows)))
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        count = int(torch.randint(low, high, (), generator=generator))
+        return tuple(torch.randint(0, VOCABULARY, (count,), generator=generator).tolist())
+
+    flat = []
+    for row in range(num_rows):
+        if row % per_prompt == 0:
+            prompt = Prompt(row, "p", tokens(1, 6), "1", "test")
+        ids = tokens(2, 9) if row + 1 < num_rows else tokens(1, 2)
+        flat.append((prompt, Rollout(ids, (0.0,) * len(ids), "r", False)))
+    return flat
+
+
+def make_batch(num_rows: int = 5, *, seed: int = 1) -> Batch:
+    """`make_flat` as one micro-batch, every rollout with a prompt of its own."""
+    return collate(make_flat(num_rows, seed=seed), [[row] for row in range(num_rows)], 0)

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipo_ds.batching import collate, equalise, flatten_groups, plan_micro_batches, split_mini_batches
+from clipo_ds.batching import (
+    collate,
+    equalise,
+    flatten_groups,
+    plan_micro_batches,
+    sequence_length,
+    share_prompts,
+    split_mini_batches,
+)
 from clipo_ds.types import Batch, Group, Prompt, Rollout
 
 PAD = 99
@@ -70,48 +78,82 @@ def test_a_row_longer_than_the_budget_is_refused_by_the_setting_s_name():
         plan_micro_batches([3, 8], 7)
 
 
-def test_a_batch_is_right_padded_and_says_where_responses_begin():
+def test_a_batch_is_right_padded_and_says_where_response_tokens_come_from():
     flat = [pair((1, 2, 3), (4, 5)), pair((6,), (7, 8, 9)), pair((1,), (2,))]
-    batch = collate(flat, [1, 0], PAD)
+    batch = collate(flat, [[1], [0]], PAD)
     assert batch.input_ids.tolist() == [[6, 7, 8, 9, PAD], [1, 2, 3, 4, 5]]
-    assert batch.attention_mask.tolist() == [[True, True, True, True, False], [True] * 5]
-    assert batch.response_start.tolist() == [1, 3]
+    assert batch.segments.tolist() == [[0, 1, 1, 1, -1], [0, 0, 0, 1, 1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 4]]
+    assert batch.sequence.tolist() == [0, 1]
+    assert batch.state_columns.tolist() == [[0, 1, 2], [2, 3, 0]]  # the last is masked
     assert batch.response_ids.tolist() == [[7, 8, 9], [4, 5, PAD]]
     assert batch.response_mask.tolist() == [[True, True, True], [True, True, False]]
     assert list(batch.rows) == [1, 0]
+    assert not batch.shares_prompts
     assert not batch.is_padding
+
+
+def test_rollouts_that_share_a_prompt_stand_behind_it_as_if_each_were_alone():
+    flat = [pair((1, 2), (3, 4)), pair((1, 2), ()), pair((1, 2), (5, 6, 7)), pair((8,), (9,))]
+    batch = collate(flat, [[0, 1, 2], [3]], PAD)
+    assert batch.shares_prompts
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7], [8, 9, *[PAD] * 5]]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 3, 3, 3], [0, 1, *[-1] * 5]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, *[0] * 5]]
+    assert batch.sequence.tolist() == [0, 0, 0, 1]
+    # the prompt's last token produces every first token
+    assert batch.state_columns.tolist() == [[1, 2, 0], [0, 0, 0], [1, 4, 5], [0, 0, 0]]
+    assert batch.response_ids.tolist() == [[3, 4, PAD], [PAD] * 3, [5, 6, 7], [9, PAD, PAD]]
+
+
+def test_sharing_by_hand():
+    # A prompt of 4 tokens, responses of 2. The second response joins 6 tokens: 2*6*2 + 4 - 36 = -8 pairs more than
+    # alone, the third joins 8: 0, the fourth 10: 8 pairs, which a worth of 1.9 pairs a token does not pay: 7.6.
+    flat = [pair((1, 2, 3, 4), (5, 6))] * 4
+    assert share_prompts(flat, range(4), 100, 2.0) == [[0, 1, 2, 3]]
+    assert share_prompts(flat, range(4), 100, 1.9) == [[0, 1, 2], [3]]
+    assert share_prompts(flat, range(4), 9, 100.0) == [[0, 1], [2, 3]]  # 4 + 3 * 2 tokens are over the budget
+    assert share_prompts(flat, [0, 3], 100, 0.0) == [[0], [3]]
+    assert share_prompts([flat[0], pair((9,), (5,)), pair((9,), (6,))], range(3), 100, 100.0) == [[0], [1, 2]]
 
 
 token_lists = st.lists(
     st.tuples(
         st.lists(st.integers(0, 50), min_size=1, max_size=8).map(tuple),
-        st.lists(st.integers(0, 50), max_size=8).map(tuple),
+        st.lists(st.lists(st.integers(0, 50), max_size=8).map(tuple), min_size=1, max_size=4),
     ),
     min_size=1,
     max_size=8,
 )
 
 
-@given(token_lists, st.randoms(use_true_random=False))
-def test_every_row_of_a_batch_can_be_read_back(tokens, random):
-    flat = [pair(*ids) for ids in tokens]
-    rows = random.sample(range(len(flat)), random.randint(1, len(flat)))
-    batch = collate(flat, rows, PAD)
-    assert batch.input_ids.dtype == batch.response_ids.dtype == batch.response_start.dtype == torch.int64
-    assert batch.attention_mask.dtype == batch.response_mask.dtype == torch.bool
-    assert batch.response_mask.shape[1] == max(1, *[len(flat[row][1].token_ids) for row in rows], 1)
-    for n, row in enumerate(rows):
+@given(token_lists, st.sampled_from([0.0, 1.0, 10.0, 1e9]), st.integers(16, 60))
+def test_every_rollout_of_a_batch_can_be_read_back(groups, pairs_per_token, budget):
+    flat = [pair(prompt, response) for prompt, responses in groups for response in responses]
+    sequences = share_prompts(flat, range(len(flat)), budget, pairs_per_token)
+    assert [row for sequence in sequences for row in sequence] == list(range(len(flat)))
+    assert all(sequence_length(flat, sequence) <= budget for sequence in sequences)
+    batch = collate(flat, sequences, PAD)
+    assert batch.input_ids.dtype == batch.response_ids.dtype == batch.state_columns.dtype == torch.int64
+    assert batch.response_mask.dtype == torch.bool
+    assert batch.response_mask.shape[1] == max(1, *[len(rollout.token_ids) for _, rollout in flat], 1)
+    for n, row in enumerate(batch.rows):
         prompt, rollout = flat[row]
-        assert tuple(batch.input_ids[n][batch.attention_mask[n]].tolist()) == prompt.token_ids + rollout.token_ids
         assert tuple(batch.response_ids[n][batch.response_mask[n]].tolist()) == rollout.token_ids
-        assert (batch.input_ids[n][~batch.attention_mask[n]] == PAD).all()
-        # The columns that types.Batch names hold the response in input_ids as well.
-        columns = batch.response_start[n] + torch.arange(len(rollout.token_ids))
-        assert tuple(batch.input_ids[n][columns].tolist()) == rollout.token_ids
+        # What a producing column sees up to itself is the prompt and the response before the token it produces.
+        sequence = batch.sequence[n]
+        ids, segments, positions = (t[sequence] for t in (batch.input_ids, batch.segments, batch.position_ids))
+        for step in range(len(rollout.token_ids)):
+            column = int(batch.state_columns[n, step])
+            seen = (segments[: column + 1] == 0) | (segments[: column + 1] == segments[column])
+            assert tuple(ids[: column + 1][seen].tolist()) == prompt.token_ids + rollout.token_ids[:step]
+            assert positions[: column + 1][seen].tolist() == list(range(len(prompt.token_ids) + step))
+    padding = batch.segments == -1
+    assert (batch.input_ids[padding] == PAD).all()
 
 
 def test_a_response_without_tokens_has_a_mask_that_is_false_throughout():
-    batch = collate([pair((1, 2), ())], [0], PAD)
+    batch = collate([pair((1, 2), ())], [[0]], PAD)
     assert batch.input_ids.tolist() == [[1, 2]]
     assert batch.response_ids.tolist() == [[PAD]]
     assert batch.response_mask.tolist() == [[False]]
@@ -119,21 +161,20 @@ def test_a_response_without_tokens_has_a_mask_that_is_false_throughout():
 
 def test_a_prompt_without_tokens_is_refused():
     with pytest.raises(ValueError, match=r"`flat\[1\]` must have a prompt of at least one token, got none"):
-        collate([pair((1,), (2,)), pair((), (2,), uid=7)], [0, 1], PAD)
-    with pytest.raises(ValueError, match="`rows` must be at least one position"):
+        collate([pair((1,), (2,)), pair((), (2,), uid=7)], [[0], [1]], PAD)
+    with pytest.raises(ValueError, match="`sequences` must hold at least one rollout"):
         collate([pair((1,), (2,))], [], PAD)
 
 
 def check_padding(batch: Batch) -> None:
     assert batch.is_padding
     assert batch.input_ids.tolist() == [[PAD]]
-    assert batch.attention_mask.tolist() == [[True]]
+    assert batch.segments.tolist() == [[0]]
     assert batch.response_mask.tolist() == [[False]]
-    assert batch.response_start.tolist() == [1]
 
 
 def test_equalising_appends_padding_after_the_real_micro_batches():
-    real = [collate([pair((1, 2), (3,))], [0], PAD)]
+    real = [collate([pair((1, 2), (3,))], [[0]], PAD)]
     equal = equalise(real, 3, PAD)
     assert equal[0] is real[0]
     assert len(equal) == 3
@@ -148,7 +189,7 @@ def test_a_rank_without_rows_still_gets_its_micro_batches():
 
 
 def test_equalising_to_fewer_than_there_are_is_refused():
-    real = [collate([pair((1,), (2,))], [0], PAD)] * 2
+    real = [collate([pair((1,), (2,))], [[0]], PAD)] * 2
     with pytest.raises(ValueError, match=r"`count` must be at least the number of micro-batches \(2\), got 1"):
         equalise(real, 1, PAD)
 

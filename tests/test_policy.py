@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from small_policy import make_batch, make_policy, save_model
+from small_policy import make_batch, make_flat, make_policy, save_model
 
+from clipo_ds.batching import collate
 from clipo_ds.schema import LoraConfig, OptimizerConfig
-from clipo_ds.types import Batch
+from clipo_ds.types import Prompt, Rollout
 from clipo_ds.weight_sync import iterate_adapter, iterate_weights
 
 
@@ -17,56 +18,74 @@ def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("policy"))
 
 
-def plain_scores(folder: str, batch: Batch):
-    """Row by row without padding, from transformers' own logits and states."""
+def plain_scores(folder: str, flat: list[tuple[Prompt, Rollout]]):
+    """Rollout by rollout without padding, from transformers' own logits and states."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logprobs, entropies = torch.zeros(batch.response_mask.shape), torch.zeros(batch.response_mask.shape)
+    longest = max(len(rollout.token_ids) for _, rollout in flat)
+    logprobs, entropies = torch.zeros(len(flat), longest), torch.zeros(len(flat), longest)
     pooled = []
-    for n in range(len(batch.rows)):
-        start, length = int(batch.response_start[n]), int(batch.response_mask[n].sum())
-        out = model(batch.input_ids[n : n + 1, : start + length], output_hidden_states=True)
+    for n, (prompt, rollout) in enumerate(flat):
+        start, length = len(prompt.token_ids), len(rollout.token_ids)
+        ids = torch.tensor([prompt.token_ids + rollout.token_ids])
+        out = model(ids, output_hidden_states=True)
         columns = slice(start - 1, start + length - 1)  # where the response tokens were produced
         log = out.logits[0, columns].log_softmax(-1)
-        logprobs[n, :length] = log.gather(-1, batch.response_ids[n, :length, None])[:, 0]
+        logprobs[n, :length] = log.gather(-1, ids[0, start:, None])[:, 0]
         entropies[n, :length] = -(log.exp() * log).sum(-1)
         pooled.append(out.hidden_states[-1][0, columns].mean(0))
     return logprobs, entropies, torch.stack(pooled), model
 
 
+# Six rollouts of two prompts: each alone, or those of a prompt behind one copy of it, whole or in unequal parts.
+LAYOUTS = [[[0], [1], [2], [3], [4], [5]], [[0, 1, 2], [3, 4, 5]], [[3, 4], [0], [5], [1, 2]]]
+
+
+@pytest.mark.parametrize("sequences", LAYOUTS)
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_scores_equal_plain_transformers_row_by_row(folder, ranks, stage):
-    batch = make_batch()
-    logprobs, entropies, pooled, _ = plain_scores(folder, batch)
+def test_scores_equal_plain_transformers_rollout_by_rollout(folder, ranks, stage, sequences):
+    flat = make_flat(6, per_prompt=3)
+    batch = collate(flat, sequences, 0)
+    logprobs, entropies, pooled, _ = plain_scores(folder, [flat[row] for row in batch.rows])
     scores = make_policy(folder, ranks, stage=stage).score(batch)
     torch.testing.assert_close(scores.logprobs, logprobs, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(scores.entropy, entropies, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(scores.pooled, pooled, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("cut", [[[[0], [1], [2], [3]], [[4]], [[5]]], [[[3, 4, 5], [0]], [[1, 2]]]])
 @pytest.mark.parametrize(("stage", "checkpointing"), [(0, False), (3, False), (3, True)])
-def test_one_update_in_micro_batches_equals_plain_autograd(folder, ranks, stage, checkpointing):
-    batch = make_batch(6)
+def test_one_update_in_micro_batches_equals_plain_autograd(folder, ranks, stage, checkpointing, cut):
+    flat = make_flat(6, per_prompt=3)
     advantages = torch.tensor([1.0, -0.5, 2.0, -1.0, 0.3, 0.7])
-    logprobs, _, pooled, model = plain_scores(folder, batch)
+    logprobs, _, pooled, model = plain_scores(folder, flat)
     # a loss that uses both outputs, so that the embedding path is checked as well
     (-(logprobs * advantages[:, None]).sum() / 7 + pooled.square().sum() / 50).backward()
     expected = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     optimizer.step()
     policy = make_policy(folder, ranks, stage=stage, gradient_checkpointing=checkpointing)
-    for position, rows in enumerate([[0, 1, 2, 3], [4], [5]]):
-        part = Batch(
-            batch.input_ids[rows], batch.attention_mask[rows], batch.response_start[rows], batch.response_ids[rows],
-            batch.response_mask[rows], rows,
-        )  # fmt: skip
+    for position, sequences in enumerate(cut):
+        part = collate(flat, sequences, 0)
         scores = policy.forward(part, pooled_gradient=True)
-        loss = -(scores.logprobs * advantages[rows][:, None]).sum() / 7 + scores.pooled.square().sum() / 50
-        policy.backward(loss, last=position == 2)
+        weights = advantages[list(part.rows)][:, None]
+        loss = -(scores.logprobs * weights).sum() / 7 + scores.pooled.square().sum() / 50
+        policy.backward(loss, last=position == len(cut) - 1)
     assert policy.step() == pytest.approx(float(expected), rel=1e-4)
     trained = {name: weight.clone() for name, weight in iterate_weights(policy.model)}
     for name, weight in model.state_dict().items():
         # Adam's first step is lr * sign(g): where g is near 0 the sign may differ, nothing else may
         assert (trained[name] - weight).abs().gt(1e-4).float().mean() < 0.01, name
+
+
+def test_prompts_are_shared_only_where_attention_takes_a_mask_of_pairs(folder, ranks, tmp_path):
+    assert make_policy(folder, ranks, stage=0).pairs_per_token == 6 * 32
+    assert make_policy(folder, ranks, stage=0, attn_implementation="eager").pairs_per_token == 0
+    sliding = transformers.MistralConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8,
+    )  # fmt: skip
+    transformers.MistralForCausalLM(sliding).save_pretrained(tmp_path)
+    assert make_policy(str(tmp_path), ranks, stage=0).pairs_per_token == 0
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -57,7 +57,7 @@ def scored(policy, *, with_reference: bool = False) -> Experience:
         for _ in range(GROUP_SIZE):
             ids = tokens(1, 9)
             flat.append((prompt, Rollout(ids, (0.0,) * len(ids), "r", False)))
-    batch = collate(flat, range(len(flat)), 0)
+    batch = collate(flat, [[row] for row in range(len(flat))], 0)
     scores = policy.score(batch)
     noise = 0.1 * torch.randn(scores.logprobs.shape, generator=generator) * batch.response_mask
     return Experience(
@@ -104,7 +104,7 @@ def test_micro_batches_do_not_change_the_gradient_and_equal_the_plain_loss(folde
     # the loss that the pure function gives for all rows at once, zero-variance rows included
     policy = make_policy(folder, ranks, stage=0)
     experience = scored(policy)
-    logprobs = policy.score(collate(experience.flat, range(12), 0)).logprobs
+    logprobs = policy.score(collate(experience.flat, [[row] for row in range(12)], 0)).logprobs
     spec = resolve_objective(objective, aggregation=aggregation)
     expected = policy_loss(
         logprobs, experience.old_logprobs, targets().advantages, experience.mask, objective=objective,
