@@ -25,7 +25,9 @@ COLUMNS = [
 def assert_same(left: dict[str, float], right: dict[str, float], relative: float) -> None:
     assert left.keys() == right.keys()
     for key, value in left.items():
-        assert right[key] == pytest.approx(value, rel=relative, abs=2e-6), key
+        # What sampler and trainer differ by is rounding, and nothing else.
+        absolute = 2e-5 if key.startswith("mismatch/") else 2e-6
+        assert right[key] == pytest.approx(value, rel=relative, abs=absolute), key
 
 
 # Everything that a resumed run has to bring back: schedule, optimisers of policy and head, position in the data.
