@@ -16,7 +16,11 @@ from typing import Any
 from safetensors.torch import load_file
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+)
 
 FILES = "clipo_ds_files"
 """Name of the weight-transfer backend below."""
@@ -63,8 +67,7 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         try:
             self.receive_weights(self.parse_update_info(update_info))
         except Exception:
-            # A layer that stays half loaded would be completed by the *next* update's weights, and wrongly.
-            finalize_layerwise_reload(self.model, self.model_config)
+            self._give_up()
             raise
 
     def receive_weights(self, update_info: FilesUpdate) -> None:
@@ -74,6 +77,14 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         missing = sorted(self._expected - self._loaded) if update_info.last else []
         if missing:
             raise RuntimeError(f"weight sync failed: {len(missing)} weights were left out ({missing[0]}, …)")
+
+    def _give_up(self) -> None:
+        """Put the old weights back into layers that are not whole; the *next* update would complete them wrongly."""
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            info.loaded_weights = []
+            info.load_numel = 0
+        finalize_layerwise_reload(self.model, self.model_config)
 
     def finish_weight_update(self) -> None:
         """Put the loaded layers in place."""
