@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from clipo_ds.types import Group
+import torch
+
+from clipo_ds import distributed
+from clipo_ds.distributed import Ranks
+from clipo_ds.experience import Experience, micro_batches
+from clipo_ds.policy import Policy
+from clipo_ds.schema import TrainConfig
+from clipo_ds.types import Group, SamplerLost
+from clipo_ds.vllm_server import VllmServerEngine
 
 
 class Ahead:
@@ -46,3 +54,34 @@ class Ahead:
     def close(self) -> None:
         """Start nothing more; what is on its way is awaited when the process ends."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def gap_after_sync(
+    config: TrainConfig,
+    policy: Policy,
+    engine: VllmServerEngine,
+    ranks: Ranks,
+    experience: Experience,
+    *,
+    pad_token_id: int,
+) -> float:
+    """Largest |trainer - server| log-probability over one rollout a rank, both with the newest weights.
+
+    The rollouts that are trained on are a step old, so their own log-probabilities cannot show that an update arrived.
+    Called by all ranks, while nothing is being sampled.
+
+    Raises:
+        SamplerLost: On all ranks, as the engine raised it on one of them.
+    """
+    rows = [row for row, (_, rollout) in enumerate(experience.flat) if len(rollout.token_ids) > 1][:1]
+    (batch,) = micro_batches(config, ranks, experience.flat, experience.lengths, rows, pad_token_id)
+    logprobs = policy.score(batch).logprobs.float().cpu()
+    gap, lost = 0.0, None
+    try:
+        for row in rows:
+            for scores in engine.score(*experience.flat[row]).values():
+                gap = max(gap, float((logprobs[0, : len(scores)] - torch.tensor(scores)).abs().max()))
+    except SamplerLost as error:
+        lost = error
+    distributed.raise_everywhere(lost)
+    return distributed.max_over_ranks(gap, ranks.device)

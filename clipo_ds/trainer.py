@@ -28,6 +28,7 @@ from torch import Tensor
 
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
+from clipo_ds.ahead import gap_after_sync
 from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
@@ -38,6 +39,7 @@ from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
+from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
 logger = logging.getLogger(__name__)
@@ -188,6 +190,10 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
             with watch.phase("sync"):
                 if not frozen:
                     sync_weights(parts.policy.model, parts.engine)
+                if isinstance(parts.engine, VllmServerEngine) and parts.ahead is not None:
+                    metrics["mismatch/after_sync"] = gap_after_sync(
+                        config, parts.policy, parts.engine, ranks, experience, pad_token_id=pad_token_id
+                    )
         except SamplerLost as error:
             sampler_lost = error
         with watch.phase("record"):

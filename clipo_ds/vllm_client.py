@@ -136,6 +136,18 @@ class ServerClient:
         )
         return [self._rollout(choice) for choice in sorted(answer["choices"], key=lambda choice: choice["index"])]
 
+    def score(self, token_ids: Sequence[int], start: int) -> list[float]:
+        """Log-probabilities of the given tokens from position `start` on, each after those before it.
+
+        Raises:
+            ServerDied: As `call`.
+            ServerError: As `call`.
+        """
+        body = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        answer = self.call("v1/completions", body, timeout_s=self.request_timeout_s)
+        ranked = answer["choices"][0]["prompt_logprobs"][start:]
+        return [entry[str(token)]["logprob"] for token, entry in zip(token_ids[start:], ranked, strict=True)]
+
     def _rollout(self, choice: Mapping[str, Any]) -> Rollout:
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerDied(f"{self.url} gave a prompt up ({choice['finish_reason']})")
@@ -262,6 +274,9 @@ def _error_text(answer: requests.Response) -> str:
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError):
         text = answer.text
+    # What vLLM wraps around the error of a worker.
+    text = text.removeprefix("Call to collective_rpc method failed: ")
+    text = text.removesuffix(", please check the stack trace above for the root cause")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else answer.reason
 

@@ -170,6 +170,21 @@ class VllmServerEngine:
         self._version = distributed.broadcast_object(version)
         self._agree_on_the_dead()
 
+    def score(self, prompt: Prompt, rollout: Rollout) -> dict[str, list[float]]:
+        """Log-probabilities of all of a rollout's tokens but the last, by URL of the living servers.
+
+        Raises:
+            SamplerLost: As `generate`.
+        """
+        token_ids = [*prompt.token_ids, *rollout.token_ids[:-1]]
+        scores = {}
+        for client in self.living:
+            try:
+                scores[client.url] = client.score(token_ids, len(prompt.token_ids))
+            except (ServerDied, ServerError) as error:
+                self._leave_out(client, error)
+        return scores
+
     def sleep(self) -> None:
         """Nothing to do: the servers have devices of their own."""
 
