@@ -23,17 +23,18 @@ START_LIMIT_S = 300
 class Server:
     """`scripts/serve.py` in a process group of its own, which holds vLLM's engine and workers too."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        environment = os.environ | {
+        variables = os.environ | {
             "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+            **environment,
         }  # fmt: skip
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments, f"--port={self.port}"],
-                cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def wait(self) -> None:

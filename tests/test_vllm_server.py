@@ -66,9 +66,8 @@ def make_engine(ranks, *urls: str, request_timeout_s: float = 60.0, **options) -
 
 
 def plain_weights(folder: str) -> list[tuple[str, torch.Tensor]]:
-    return [
-        (n, p.detach()) for n, p in load_causal_lm(folder, dtype="float32").named_parameters(remove_duplicate=False)
-    ]
+    model = load_causal_lm(folder, dtype="float32")
+    return [(name, parameter.detach()) for name, parameter in model.named_parameters(remove_duplicate=False)]
 
 
 def sampled(engine: VllmServerEngine, *, seed: int = 7, group_size: int = 4, prompts=PROMPTS):
@@ -201,7 +200,7 @@ def test_a_run_trains_on_what_servers_sample(servers, tmp_path, async_steps):
     train(
         *SMALL, CPU, "--steps=4", "--evaluation.every=2", f"--run_dir={run}", "--rollout.engine=vllm_server",
         f"--rollout.server.urls=[{urls}]", f"--rollout.async_steps={async_steps}", "--objective.importance_cap=2",
-        "--optimizer.learning_rate=1e-2", ranks=2,
+        "--optimizer.learning_rate=1e-2", ranks=1 + async_steps,
     )  # fmt: skip
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -251,5 +250,5 @@ def test_killed_servers_are_named_and_the_run_can_be_resumed(servers, tmp_path):
     assert list(files_left()) == []
     # The servers were all that was missing: another sampler takes the run up.
     train(f"--resume={checkpoint}", f"--steps={step + 1}", "--rollout.engine=transformers", "--rollout.server.urls=[]",
-          "--rollout.async_steps=0")  # fmt: skip
+          "--rollout.async_steps=0", ranks=2)  # fmt: skip
     assert [row["step"] for row in metrics(run)] == list(range(1, step + 2))
