@@ -45,7 +45,7 @@ METRICS = {
     "mismatch/mean_abs": "mean |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/max_abs": "largest |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/kl": "KL (k3) of trainer from sampler, nats a token",
-    "mismatch/after_sync": "the same for one rollout a rank, both after the update (with rollout.async_steps)",
+    "mismatch/after_sync": "largest |trainer - server| log-probability of one rollout a rank, updated (async_steps)",
     "rollout/staleness": "steps between the weights that sampled and those trained (with rollout.async_steps)",
     "contrastive/loss": "mean contrastive loss over valid anchors, before the head's update",
     "contrastive/valid_anchors": "valid anchors in the global batch",
