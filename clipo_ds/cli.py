@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clipo_ds.config import load_config, split_train_arguments
-from clipo_ds.types import InputError, RunStopped
+from clipo_ds.types import InputError, RunStopped, SamplerLost
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,34 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     return _guarded(run)
 
 
+def serve_main(argv: Sequence[str] | None = None) -> int:
+    """`python scripts/serve.py --model REFERENCE | --recipe NAME [--section.field value …] [--port 8000] […]`."""
+    parser = argparse.ArgumentParser(
+        prog="serve.py",
+        allow_abbrev=False,
+        description="Start a vLLM server that takes weights from a run (rollout.engine vllm_server). Flags that are "
+        "neither here nor fields of a recipe are vLLM's own: --max-model-len, --tensor-parallel-size, …",
+    )
+    parser.add_argument("--model", help="HF id, model folder or package:NAME (default: the recipe's)")
+    parser.add_argument("--recipe", help="recipe of the run: gives model, precision and lengths; its flags go here too")
+    parser.add_argument("--host", default="127.0.0.1", help="whoever reaches it may do anything (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
+    parser.add_argument(
+        "--weights",
+        choices=["auto", "files", "nccl"],
+        default="auto",
+        help="how new weights arrive (default: nccl on a GPU, files in memory else)",
+    )
+    arguments, rest = parser.parse_known_args(argv)
+
+    def run() -> None:
+        from clipo_ds.serve import serve
+
+        serve(arguments, rest)
+
+    return _guarded(run)
+
+
 def _guarded(run: Callable[[], Any]) -> int:
     """Run with logging set up; turn what a user can understand into one line and an exit code."""
     _set_up_logging()
@@ -152,7 +180,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         run()
     except InputError as error:
         return _fail(f"error: {error}", 2)
-    except FloatingPointError as error:
+    except (FloatingPointError, SamplerLost) as error:
         return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

@@ -123,6 +123,13 @@ def gather_objects(value: Any) -> list[Any] | None:
     return gathered
 
 
+def all_objects(value: Any) -> list[Any]:
+    """Give every rank one picklable object of each rank, in rank order."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def broadcast_object(value: Any) -> Any:
     """Give every rank the object of rank 0."""
     box = [value]
@@ -135,8 +142,6 @@ def raise_everywhere(error: Exception | None) -> None:
 
     Each rank raises its own error where it has one, and that of the first failing rank otherwise.
     """
-    errors: list[Exception | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    for first in (error, *errors):
+    for first in (error, *all_objects(error)):
         if first is not None:
             raise first

@@ -28,7 +28,7 @@ from clipo_ds.generation import RolloutEngine
 from clipo_ds.policy import Policy
 from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout
+from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout, SamplerLost
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class SampledGroups:
     num_sampled: int  # rollouts of all rounds on this rank
     num_sampled_correct: int
     verify_seconds: float  # of the time that it all took, spent on verdicts and rewards
+    staleness: int  # steps between the weights that sampled the first round and those that will be trained
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,21 @@ class Experience:
     reference_logprobs: Tensor | None  # Float[N, T]
 
 
+def sample_round(
+    config: TrainConfig, engine: RolloutEngine, prompts: Sequence[Prompt], *, step: int, number: int
+) -> list[Group]:
+    """One rank's rollouts of one round of a step's sampling; no other rank takes part."""
+    return engine.generate(
+        prompts,
+        config.rollout.group_size,
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        top_k=config.sampling.top_k,
+        seed=(config.seed * 1_000_003 + step) * 64 + number,
+    )
+
+
 def sample_groups(
     config: TrainConfig,
     engine: RolloutEngine,
@@ -75,6 +91,7 @@ def sample_groups(
     *,
     step: int,
     dynamic: bool,
+    ready: list[Group] | None = None,
 ) -> SampledGroups:
     """Sample and judge G rollouts for this rank's share of the prompts.
 
@@ -84,6 +101,10 @@ def sample_groups(
 
     Args:
         draw_more: Gives the next prompts of the *global* batch; called by all ranks alike.
+        ready: The first round, where it was sampled a step ahead.
+
+    Raises:
+        SamplerLost: On all ranks, as the engine raised it on one of them.
     """
     share = ranks.share(len(prompts))
     kept: list[JudgedGroup] = []
@@ -94,19 +115,14 @@ def sample_groups(
         own = [prompts[i] for i in ranks.share(len(prompts))]
         failure: Exception | None = None
         try:
-            groups = engine.generate(
-                own,
-                config.rollout.group_size,
-                max_new_tokens=config.rollout.max_new_tokens,
-                temperature=config.sampling.temperature,
-                top_p=config.sampling.top_p,
-                top_k=config.sampling.top_k,
-                seed=(config.seed * 1_000_003 + step) * 64 + rounds,
-            )
+            if rounds == 0 and ready is not None:
+                groups = ready
+            else:
+                groups = sample_round(config, engine, own, step=step, number=rounds)
             began = time.perf_counter()
             judged = judge.judge(groups)
             verify_seconds += time.perf_counter() - began
-        except (FloatingPointError, InputError) as error:  # broken weights, a user's reward function
+        except (FloatingPointError, InputError, SamplerLost) as error:  # broken weights, a user's reward function, …
             failure = error
         distributed.raise_everywhere(failure)
         rounds += 1
@@ -139,6 +155,7 @@ def sample_groups(
         num_sampled=num_sampled,
         num_sampled_correct=num_correct,
         verify_seconds=verify_seconds,
+        staleness=0 if ready is None else 1,
     )
 
 

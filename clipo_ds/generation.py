@@ -149,7 +149,7 @@ class TransformersEngine:
             ValueError: An argument is out of its range, or a prompt has no tokens.
             FloatingPointError: The logits are not finite.
         """
-        _check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
+        check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
         if not prompts:
             return []
         for layer in self._packed:
@@ -325,9 +325,10 @@ class _Decoder:
         return ids, mask
 
 
-def _check_arguments(
+def check_arguments(
     prompts: Sequence[Prompt], group_size: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int
 ) -> None:
+    """Raise `ValueError` for an argument of `RolloutEngine.generate` that is out of its range."""
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")

@@ -45,6 +45,8 @@ METRICS = {
     "mismatch/mean_abs": "mean |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/max_abs": "largest |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/kl": "KL (k3) of trainer from sampler, nats a token",
+    "mismatch/after_sync": "largest |trainer - server| log-probability of one rollout a rank, updated (async_steps)",
+    "rollout/staleness": "steps between the weights that sampled and those trained (with rollout.async_steps)",
     "contrastive/loss": "mean contrastive loss over valid anchors, before the head's update",
     "contrastive/valid_anchors": "valid anchors in the global batch",
     "contrastive/valid_share": "valid anchors as a share of right answers",
@@ -62,7 +64,8 @@ METRICS = {
     "sampling/rounds": "rounds of generation that dynamic sampling took",
     "tokens/prompt": "prompt tokens in the global batch, each rollout counted",
     "tokens/response": "response tokens in the global batch",
-    "time/…": "seconds on the slowest rank: generate, verify, score, contrastive, update, sync, record, step",
+    "time/…": "seconds on the slowest rank: generate (waiting for it, with rollout.async_steps), verify, score, "
+    "contrastive, update, sync, record, step",
     "throughput/generate": "response tokens sampled a second, all ranks",
     "throughput/update": "tokens of prompt and response a second through scoring and update, all ranks",
 }

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from clipo_ds import arithmetic, checkpoint, distributed
+from clipo_ds.ahead import Ahead
 from clipo_ds.checkpoint import Progress
 from clipo_ds.config import dump_config, read_ds_config
 from clipo_ds.contrastive import ContrastiveHead
@@ -24,7 +25,7 @@ from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
 from clipo_ds.environment import describe_environment
 from clipo_ds.generation import RolloutEngine, TransformersEngine
-from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.models import inspect_model, load_causal_lm, materialise_model, stop_token_ids
 from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter, check_run_dir
@@ -33,6 +34,8 @@ from clipo_ds.schema import TrainConfig
 from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
+from clipo_ds.vllm_client import check_servers
+from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
 
@@ -70,14 +73,19 @@ class Parts:
     display: Display
     trackers: Trackers
     progress: Progress
+    ahead: Ahead | None  # with rollout.async_steps
     stop_requested: bool = False
 
     def draw(self) -> list[Prompt]:
         """The next `rollout.prompts_per_step` prompts of the global batch, the same on every rank."""
+        chosen = self.peek()
+        self.progress = Progress(self.progress.step, self.progress.prompts_drawn + len(chosen))
+        return chosen
+
+    def peek(self) -> list[Prompt]:
+        """What `draw` would give now."""
         size = self.config.rollout.prompts_per_step
-        chosen = self.order.batch(self.progress.prompts_drawn, size)
-        self.progress = Progress(self.progress.step, self.progress.prompts_drawn + size)
-        return [self.prompts[i] for i in chosen]
+        return [self.prompts[i] for i in self.order.batch(self.progress.prompts_drawn, size)]
 
 
 def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
@@ -124,6 +132,13 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         raise InputError(
             f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
         )
+    if config.rollout.engine == "vllm_server":
+        wrong: InputError | None = None
+        try:
+            check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
+        except InputError as error:  # one rank may reach what another does not
+            wrong = error
+        distributed.raise_everywhere(wrong)
     return Plan(config, spec, ds_config, facts.tokenizer, prompts, tests, run_dir, resume_from)
 
 
@@ -166,7 +181,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
         if ranks.is_main:
             checkpoint.remove_later(plan.resume_from)
-    engine = _build_engine(config, folder, plan.tokenizer, ranks)
+    engine = _build_engine(config, folder, plan.tokenizer, policy, ranks)
     sync_weights(policy.model, engine)
     display = Display(config.logging, config.steps, enabled=ranks.is_main)
     writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
@@ -198,11 +213,14 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         display=display,
         trackers=trackers,
         progress=progress,
+        ahead=Ahead() if config.rollout.async_steps else None,
     )
 
 
 def close_parts(parts: Parts) -> None:
     """End worker processes and trackers."""
+    if parts.ahead is not None:
+        parts.ahead.close()
     parts.judge.close()
     parts.trackers.finish()
 
@@ -263,7 +281,12 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     return prompts, {name: test[:limit] for name, test in tests.items()}
 
 
-def _build_engine(config: TrainConfig, folder: str, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> RolloutEngine:
+def _build_engine(
+    config: TrainConfig, folder: str, tokenizer: PreTrainedTokenizerBase, policy: Policy, ranks: Ranks
+) -> RolloutEngine:
+    if config.rollout.engine == "vllm_server":
+        stop_ids = stop_token_ids(tokenizer, policy.model.generation_config)
+        return VllmServerEngine.connect(config, tokenizer, stop_ids, ranks)
     dtype = config.model.dtype if config.rollout.dtype == "auto" else config.rollout.dtype
     replica = load_causal_lm(
         folder,

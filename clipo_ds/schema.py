@@ -6,6 +6,7 @@ is made; what concerns two sections at once is checked in `TrainConfig`. Imports
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -210,9 +211,33 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """vLLM servers that a run samples from, each started by `scripts/serve.py` on devices of its own."""
+
+    urls: list[str] = field(default_factory=list)
+    """The servers, as `http://HOST:PORT`; every rank spreads its prompts over all of them."""
+    request_timeout_s: float = 1800.0
+    """Seconds that the responses to one prompt may take; a server that is later counts as dead."""
+    sync_timeout_s: float = 300.0
+    """Seconds that sending new weights to all servers may take; a server that is later counts as dead."""
+    on_death: Literal["stop", "continue"] = "stop"
+    """When a server dies: `stop` writes a checkpoint and ends the run, `continue` leaves the server out and gives its
+    prompts to the others, and stops when none is left."""
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            plain = re.fullmatch(r"https?://[^/\s]+:\d+/?", url)
+            require(plain is not None, "rollout.server.urls", "of the form http://HOST:PORT", url)
+        require(len(set(self.urls)) == len(self.urls), "rollout.server.urls", "different servers", self.urls)
+        for name in ("request_timeout_s", "sync_timeout_s"):
+            require(getattr(self, name) > 0, f"rollout.server.{name}", "positive", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
-    engine: Literal["transformers"] = "transformers"
-    """Sampler: `transformers` holds a replica of the policy on every rank."""
+    engine: Literal["transformers", "vllm_server"] = "transformers"
+    """Sampler: `transformers` holds a replica of the policy on every rank, `vllm_server` asks the vLLM servers of
+    rollout.server."""
     prompts_per_step: int = 128
     """Prompts in one step, over all ranks."""
     group_size: int = 16
@@ -222,11 +247,26 @@ class RolloutConfig:
     max_sequences: int = 256
     """Sequences that the sampler decodes at once on one rank."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the sampler's replica; `auto` is the policy's."""
+    """Precision of the sampler's replica; `auto` is the policy's (a server's own, for vllm_server)."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """The servers of rollout.engine vllm_server."""
+    async_steps: int = 0
+    """1 samples the next step's rollouts while this step trains, with the weights from before its update; the
+    importance weights of objective.importance_cap correct for that. 0 samples each step's with the newest weights."""
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "group_size", "max_new_tokens", "max_sequences"):
             require(getattr(self, name) >= 1, f"rollout.{name}", "at least 1", getattr(self, name))
+        urls, served = self.server.urls, self.engine == "vllm_server"
+        require(not served or bool(urls), "rollout.server.urls", "at least one server for vllm_server", urls)
+        require(served or not urls, "rollout.engine", "vllm_server when rollout.server.urls are given", self.engine)
+        require(self.async_steps in (0, 1), "rollout.async_steps", "0 or 1", self.async_steps)
+        require(
+            served or self.async_steps == 0,
+            "rollout.async_steps",
+            "0 unless rollout.engine is vllm_server, which samples beside the training",
+            self.async_steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -530,6 +570,12 @@ class TrainConfig:
             "optimizer.mini_batches",
             f"a divisor of rollout.prompts_per_step ({self.rollout.prompts_per_step})",
             self.optimizer.mini_batches,
+        )
+        require(
+            self.rollout.async_steps == 0 or self.objective.importance_cap is not None,
+            "objective.importance_cap",
+            "set (2, say) when rollout.async_steps is 1, for the rollouts are a step older than the policy",
+            self.objective.importance_cap,
         )
         longest = self.rollout.max_new_tokens + self.data.max_prompt_tokens
         require(

@@ -12,6 +12,7 @@ informative; the optimiser steps of the head use the global number of valid anch
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import time
@@ -27,16 +28,18 @@ from torch import Tensor
 
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
+from clipo_ds.ahead import gap_after_sync
 from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
-from clipo_ds.experience import Experience, SampledGroups, sample_groups, score_groups
+from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
 from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Prompt, RunStopped
+from clipo_ds.types import Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
+from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class StepRecord:
     step: int  # 1 for the first
     metrics: dict[str, float]  # of all ranks
     rollouts: dict[str, Any]  # columns of the run folder's parquet, this rank's rollouts
+    sampler_lost: SamplerLost | None = None  # after the update: the step is whole, but it is the last one
 
 
 class Stopwatch:
@@ -72,6 +76,7 @@ def train(config: TrainConfig) -> Path:
         InputError: Something the user gave is wrong; found before any weight is loaded, and nothing is written.
         RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
         FloatingPointError: A gradient was not finite; no weight was changed by it.
+        SamplerLost: The sampler cannot go on; the message names the checkpoint of the last whole step.
     """
     ranks = distributed.start()
     plan = preflight(config, ranks)
@@ -82,34 +87,48 @@ def train(config: TrainConfig) -> Path:
     finally:
         close_parts(parts)
     if not finished:
-        raise RunStopped(
-            f"stopped after step {parts.progress.step} of {config.steps}; go on with "
-            f"--resume {parts.run_dir / 'checkpoints' / f'step_{parts.progress.step:06d}'}"
-        )
+        raise RunStopped(_how_to_go_on(parts))
     return parts.run_dir
 
 
 def run_loop(parts: Parts) -> bool:
-    """Train from where `parts.progress` stands to the last step; False when a stop was requested before the end."""
+    """Train from where `parts.progress` stands to the last step; False when a stop was requested before the end.
+
+    Raises:
+        SamplerLost: As `train`.
+    """
+    try:
+        return _steps(parts)
+    except SamplerLost as error:
+        if parts.progress.step == 0:
+            raise SamplerLost(f"{error}; no step was finished") from error
+        if not (_checkpoint_path(parts) / "checkpoint.json").exists():
+            _save(parts)
+        raise SamplerLost(f"{error}; {_how_to_go_on(parts)}") from error
+
+
+def _steps(parts: Parts) -> bool:
     config = parts.config
     if parts.progress.step == 0 and config.evaluation.every is not None:
         evaluate_now(parts, step=0)
     while parts.progress.step < config.steps:
-        step = parts.progress.step + 1
-        record = train_step(parts, parts.draw(), step)
+        step, before = parts.progress.step + 1, parts.progress
+        try:
+            record = train_step(parts, parts.draw(), step)
+        except SamplerLost:  # while it sampled: nothing has been learnt from the prompts drawn
+            parts.progress = before
+            raise
         parts.progress = Progress(step, parts.progress.prompts_drawn)
         parts.display.step(step, record.metrics, record.rollouts)
+        if record.sampler_lost is not None:
+            raise record.sampler_lost
         last = step == config.steps
         if config.evaluation.every is not None and (last or _due(config.evaluation.every, step)):
             evaluate_now(parts, step)
         # One rank's signal stops all of them, after the same step.
         stopping = bool(distributed.max_over_ranks(parts.stop_requested, parts.ranks.device))
         if last or stopping or _due(config.checkpoint.every, step):
-            path = save_checkpoint(
-                parts.run_dir, parts.progress, parts.policy, parts.tokenizer, parts.term, parts.ranks,
-                keep=config.checkpoint.keep,
-            )  # fmt: skip
-            logger.info("checkpoint %s", path)
+            _save(parts)
         if stopping and not last:
             return False
     return True
@@ -121,9 +140,11 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
     Raises:
         FloatingPointError: A gradient was not finite. The weights are those before the bad update, the rollouts of the
             step are in the run folder.
+        SamplerLost: The sampler was lost before anything was learnt in this step.
     """
     config, ranks = parts.config, parts.ranks
     watch = Stopwatch()
+    sampler_lost: SamplerLost | None = None
     frozen = config.contrastive is not None and step <= config.contrastive.head_warmup_steps
     pad_token_id = parts.tokenizer.pad_token_id
     with watch.phase("step"):
@@ -131,7 +152,10 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
             sampled = sample_groups(
                 config, parts.engine, parts.judge, ranks, prompts, parts.draw,
                 step=step, dynamic=parts.spec.dynamic_sampling,
+                ready=None if parts.ahead is None else parts.ahead.take(step),
             )  # fmt: skip
+        if parts.ahead is not None and step < config.steps:
+            _sample_ahead(parts, step + 1)
         watch.seconds["time/verify"] = sampled.verify_seconds
         watch.seconds["time/generate"] -= sampled.verify_seconds
         with watch.phase("score"):
@@ -159,12 +183,25 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                     kept = newest_checkpoint(parts.run_dir)
                     rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
                     raise FloatingPointError(f"step {step}: {error}; its rollouts are written, {rest}") from error
+        try:
+            # A server's weights must not change under a request.
+            with watch.phase("generate"):
+                distributed.raise_everywhere(None if parts.ahead is None else parts.ahead.failure())
             with watch.phase("sync"):
-                sync_weights(parts.policy.model, parts.engine)
+                if not frozen:
+                    sync_weights(parts.policy.model, parts.engine)
+                if isinstance(parts.engine, VllmServerEngine) and parts.ahead is not None:
+                    metrics["mismatch/after_sync"] = gap_after_sync(
+                        config, parts.policy, parts.engine, ranks, experience, pad_token_id=pad_token_id
+                    )
+        except SamplerLost as error:
+            sampler_lost = error
         with watch.phase("record"):
             _write_rollouts(parts, columns, step)
     metrics |= _speed(experience, sampled, watch, ranks)
-    record = StepRecord(step, metrics, columns)
+    if parts.ahead is not None:
+        metrics["rollout/staleness"] = float(sampled.staleness)
+    record = StepRecord(step, metrics, columns, sampler_lost)
     if parts.writer is not None:
         parts.writer.write_metrics(step, metrics)
     parts.trackers.log(metrics, step)
@@ -176,21 +213,29 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
     """Evaluate the sampler's weights, which are the policy's, on every test set; called by all ranks.
 
     Returns the results on rank 0, an empty mapping elsewhere.
+
+    Raises:
+        SamplerLost: On all ranks, as the engine raised it on one of them.
     """
     config, results = parts.config, {}
     setting = config.evaluation
     for name, prompts in parts.tests.items():
         own = [prompts[i] for i in parts.ranks.share(len(prompts))]
-        rows = run_problems(
-            parts.engine,
-            own,
-            parts.judge,
-            samples=setting.samples,
-            temperature=setting.temperature if setting.samples > 1 else 0.0,
-            top_p=setting.top_p if setting.samples > 1 else 1.0,
-            max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
-            seed=config.seed,
-        )
+        lost: SamplerLost | None = None
+        try:
+            rows = run_problems(
+                parts.engine,
+                own,
+                parts.judge,
+                samples=setting.samples,
+                temperature=setting.temperature if setting.samples > 1 else 0.0,
+                top_p=setting.top_p if setting.samples > 1 else 1.0,
+                max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
+                seed=config.seed,
+            )
+        except SamplerLost as error:
+            lost = error
+        distributed.raise_everywhere(lost)
         gathered = distributed.gather_objects(rows)
         if gathered is None:
             continue
@@ -201,6 +246,14 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
         parts.trackers.log({k: v for k, v in flat.items() if isinstance(v, int | float)}, step)
     parts.display.evaluation(step, results)
     return results
+
+
+def _sample_ahead(parts: Parts, step: int) -> None:
+    """Begin to sample this rank's share of the prompts that `step` will draw, beside whatever comes now."""
+    prompts = parts.peek()
+    own = [prompts[i] for i in parts.ranks.share(len(prompts))]
+    assert parts.ahead is not None
+    parts.ahead.start(step, functools.partial(sample_round, parts.config, parts.engine, own, step=step, number=0))
 
 
 def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[ContrastiveOutcome | None, dict[str, float]]:
@@ -301,6 +354,23 @@ def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ran
         "throughput/generate": tokens["tokens/response"] / max(seconds["time/generate"], 1e-9),
         "throughput/update": trained / max(passes, 1e-9),
     }
+
+
+def _save(parts: Parts) -> None:
+    path = save_checkpoint(
+        parts.run_dir, parts.progress, parts.policy, parts.tokenizer, parts.term, parts.ranks,
+        keep=parts.config.checkpoint.keep,
+    )  # fmt: skip
+    logger.info("checkpoint %s", path)
+
+
+def _checkpoint_path(parts: Parts) -> Path:
+    return parts.run_dir / "checkpoints" / f"step_{parts.progress.step:06d}"
+
+
+def _how_to_go_on(parts: Parts) -> str:
+    done = f"stopped after step {parts.progress.step} of {parts.config.steps}"
+    return f"{done}; go on with --resume {_checkpoint_path(parts)}"
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -28,6 +28,10 @@ class RunStopped(Exception):
     """A signal ended a run before its last step; the message names the checkpoint that holds what was done."""
 
 
+class SamplerLost(RuntimeError):
+    """The sampler cannot go on: a server died, or new weights did not reach it. The message names it."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One problem, rendered with the chat template and tokenised."""

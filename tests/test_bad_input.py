@@ -10,6 +10,7 @@ from launching import ROOT, SMALL, run
 
 from clipo_ds.cli import compare_main, evaluate_main, export_main, train_main
 
+SERVED = ["--rollout.engine=vllm_server", "--rollout.server.urls=http://127.0.0.1:1"]
 CPU = f"--ds_config={ROOT}/ds_configs/zero3_cpu.json"
 
 
@@ -63,6 +64,14 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         (["--optimizer.mini_batches=3"], ["optimizer.mini_batches", "divisor", "3"]),
         (["--optimizer.max_tokens_per_micro_batch=8"], ["optimizer.max_tokens_per_micro_batch", "8"]),
         (["--sampling.top_p=0.9"], ["sampling", "0.9"]),
+        (["--rollout.engine=vllm_server"], ["rollout.server.urls", "at least one"]),
+        (["--rollout.server.urls=http://127.0.0.1:1"], ["rollout.engine", "vllm_server", "transformers"]),
+        ([*SERVED, "--rollout.server.urls=127.0.0.1:8000"], ["rollout.server.urls", "http://HOST:PORT"]),
+        (SERVED, ["rollout.server.urls", "http://127.0.0.1:1", "scripts/serve.py"]),
+        ([*SERVED, "--rollout.server.sync_timeout_s=0"], ["rollout.server.sync_timeout_s", "positive"]),
+        (["--rollout.async_steps=1"], ["rollout.async_steps", "vllm_server"]),
+        ([*SERVED, "--rollout.async_steps=2"], ["rollout.async_steps", "0 or 1"]),
+        ([*SERVED, "--rollout.async_steps=1"], ["objective.importance_cap", "rollout.async_steps"]),
         (["--objective.name=ppo"], ["objective.name", "grpo", "ppo"]),
         (["--ds_config=nowhere.json"], ["ds_config", "nowhere.json"]),
         (["--recipe=demmo"], ["demmo", "demo"]),

@@ -1,0 +1,87 @@
+"""Sampling one step ahead: a thread asks the servers for the next step's rollouts while this step trains.
+
+The thread runs nothing but `sample_round`, which is HTTP and touches no collective; when it starts, when it is awaited
+and when weights may change is the loop's to say. The prompts are those that the next step draws, so neither the order
+of prompts nor a checkpoint knows of it: a resumed run samples the batch again, with newer weights. Layer L3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from clipo_ds import distributed
+from clipo_ds.distributed import Ranks
+from clipo_ds.experience import Experience, micro_batches
+from clipo_ds.policy import Policy
+from clipo_ds.schema import TrainConfig
+from clipo_ds.types import Group, SamplerLost
+from clipo_ds.vllm_server import VllmServerEngine
+
+
+class Ahead:
+    """Holds the rollouts of at most one coming step, ready or on their way."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._step: int | None = None
+        self._rollouts: Future[list[Group]] | None = None
+
+    def start(self, step: int, sample: Callable[[], list[Group]]) -> None:
+        """Begin to sample for a step."""
+        if self._rollouts is not None:
+            raise RuntimeError(f"step {self._step} is sampled already")
+        self._step, self._rollouts = step, self._pool.submit(sample)
+
+    def failure(self) -> Exception | None:
+        """Wait until nothing is on its way; what went wrong, if anything did."""
+        if self._rollouts is None:
+            return None
+        error = self._rollouts.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        return error
+
+    def take(self, step: int) -> list[Group] | None:
+        """The rollouts that were sampled for a step, which are handed out once; None if there are none."""
+        if self._rollouts is None or self._step != step:
+            return None
+        rollouts, self._rollouts = self._rollouts.result(), None
+        return rollouts
+
+    def close(self) -> None:
+        """Start nothing more; what is on its way is awaited when the process ends."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def gap_after_sync(
+    config: TrainConfig,
+    policy: Policy,
+    engine: VllmServerEngine,
+    ranks: Ranks,
+    experience: Experience,
+    *,
+    pad_token_id: int,
+) -> float:
+    """Largest |trainer - server| log-probability over one rollout a rank, both with the newest weights.
+
+    The rollouts that are trained on are a step old, so their own log-probabilities cannot show that an update arrived.
+    Called by all ranks, while nothing is being sampled.
+
+    Raises:
+        SamplerLost: On all ranks, as the engine raised it on one of them.
+    """
+    rows = [row for row, (_, rollout) in enumerate(experience.flat) if len(rollout.token_ids) > 1][:1]
+    (batch,) = micro_batches(config, ranks, experience.flat, experience.lengths, rows, pad_token_id)
+    logprobs = policy.score(batch).logprobs.float().cpu()
+    gap, lost = 0.0, None
+    try:
+        for row in rows:
+            for scores in engine.score(*experience.flat[row]).values():
+                gap = max(gap, float((logprobs[0, : len(scores)] - torch.tensor(scores)).abs().max()))
+    except SamplerLost as error:
+        lost = error
+    distributed.raise_everywhere(lost)
+    return distributed.max_over_ranks(gap, ranks.device)

@@ -1,0 +1,268 @@
+"""The trainer's side of a weight update in vLLM servers: through files in memory, or over NCCL between GPUs.
+
+Both drive vLLM's own calls, `/start_weight_update`, `/update_weights` for every piece, `/finish_weight_update`, on all
+living servers at once, and only on rank 0; they differ in how a piece reaches the servers. A piece is bounded in bytes,
+so neither side ever holds a second whole model. Layer L2; vLLM itself is imported for NCCL only.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipo_ds.vllm_client import ServerClient, ServerDied, ServerError, memory_folder
+
+PIECE_BYTES = 256 * 1024**2
+"""Most bytes of weights that are on their way at once; a single larger weight goes alone."""
+MARGIN_BYTES = 16 * 1024**2
+POLL_S = 0.002
+
+Piece = list[tuple[str, Tensor]]
+
+
+class Deadline:
+    """What is left of a time limit."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._end = time.monotonic() + limit_s
+
+    def left(self) -> float:
+        """Seconds, never quite 0, so that a call that is late fails by itself."""
+        return max(0.001, self._end - time.monotonic())
+
+
+class Failures(Exception):
+    """Servers that a step of an update failed on, each with what it said."""
+
+    def __init__(self, errors: Mapping[str, Exception]) -> None:
+        super().__init__("; ".join(str(error) for error in errors.values()))
+        self.errors = dict(errors)  # by URL
+
+
+class Transfer(Protocol):
+    """A way for one piece of an update to reach all servers."""
+
+    def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
+        """Give one piece to all servers; raises `Failures`."""
+        ...
+
+
+def send_weights(
+    transfer: Transfer,
+    clients: Sequence[ServerClient],
+    weights: Iterable[tuple[str, Tensor]],
+    *,
+    version: str,
+    limit_s: float,
+    lose: Callable[[ServerClient, Exception], None],
+) -> None:
+    """Replace the weights of all servers, which must be idle, and forget what they computed with the old ones.
+
+    Args:
+        transfer: How the pieces get there.
+        clients: The living servers.
+        weights: As `weight_sync.iterate_weights` gives them; read to the end unless a server fails.
+        version: Name of these weights, which the servers then report.
+        limit_s: For all of it, seconds.
+        lose: Told of a server that failed or was late, whose weights are unknown from then on; the update goes on with
+            the others, unless this raises.
+
+    Raises:
+        OSError: As `FileTransfer.send`.
+    """
+    deadline = Deadline(limit_s)
+    living = list(clients)
+
+    def without_the_lost(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Failures as failures:
+            for client in list(living):
+                if client.url in failures.errors:
+                    lose(client, failures.errors[client.url])
+                    living.remove(client)
+
+    without_the_lost(lambda: on_all(living, lambda client: _start(client, deadline)))
+    for piece, last in _pieces(weights, PIECE_BYTES):
+        without_the_lost(functools.partial(transfer.send, living, piece, last=last, deadline=deadline))
+    without_the_lost(lambda: on_all(living, lambda client: _finish(client, version, deadline)))
+
+
+def on_all(clients: Sequence[ServerClient], action: Callable[[ServerClient], object]) -> None:
+    """Do something with all servers at once.
+
+    Raises:
+        Failures: It went wrong on some of them; it was done on all.
+    """
+    errors: dict[str, Exception] = {}
+
+    def guarded(client: ServerClient) -> None:
+        try:
+            action(client)
+        except (ServerDied, ServerError) as error:
+            errors[client.url] = error
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        list(pool.map(guarded, clients))
+    if errors:
+        raise Failures(errors)
+
+
+def _start(client: ServerClient, deadline: Deadline) -> None:
+    try:
+        client.call("start_weight_update", timeout_s=deadline.left())
+    except ServerError as error:
+        if "already active" not in str(error):
+            raise
+        # A trainer was killed in the middle of an update. What it left is overwritten by this one.
+        client.call("finish_weight_update", timeout_s=deadline.left())
+        client.call("start_weight_update", timeout_s=deadline.left())
+
+
+def _finish(client: ServerClient, version: str, deadline: Deadline) -> None:
+    client.call("finish_weight_update", {"weight_version": version}, timeout_s=deadline.left())
+    while not client.call("reset_prefix_cache", timeout_s=deadline.left())["success"]:
+        time.sleep(POLL_S)  # blocks are still held by requests that a client gave up
+
+
+def _pieces(weights: Iterable[tuple[str, Tensor]], budget: int) -> Iterator[tuple[Piece, bool]]:
+    """Copies of the weights in pieces of bounded size, and whether a piece is the last."""
+    piece: Piece = []
+    size = 0
+    for name, tensor in weights:
+        cost = tensor.numel() * tensor.element_size()
+        if piece and size + cost > budget:
+            yield piece, False
+            piece, size = [], 0
+        piece.append((name, tensor.detach().clone(memory_format=torch.contiguous_format)))
+        size += cost
+    yield piece, True
+
+
+class FileTransfer:
+    """Pieces as safetensors files in memory that servers on this machine read; a file is gone after its piece."""
+
+    def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
+        """Write one file and have all servers load it.
+
+        Raises:
+            Failures: As `on_all`.
+            OSError: The memory does not hold the file.
+        """
+        with tempfile.TemporaryDirectory(prefix="clipo_ds-", dir=memory_folder()) as folder:
+            size, free = sum(tensor.nbytes for _, tensor in piece), shutil.disk_usage(folder).free
+            if free < size + MARGIN_BYTES:  # writing into memory that is full ends the process
+                raise OSError(f"{folder} must have room for a piece of {size:,} bytes, got {free:,} bytes free")
+            path = str(Path(folder) / "weights.safetensors")
+            save_file({name: tensor.cpu() for name, tensor in piece}, path)
+            body = {"update_info": {"path": path, "last": last}}
+            on_all(clients, lambda client: client.call("update_weights", body, timeout_s=deadline.left()))
+
+
+class NcclTransfer:
+    """Pieces broadcast from rank 0's GPU to the servers' workers, in one NCCL group of trainer and workers.
+
+    The group is made at the first update, and again when a server has been left out, since a group with a dead member
+    never finishes a call.
+
+    Args:
+        world_sizes: Workers of each server, by URL.
+    """
+
+    def __init__(self, world_sizes: Mapping[str, int]) -> None:
+        self._world_sizes = dict(world_sizes)
+        self._members: list[str] = []
+        self._group: Any = None
+
+    def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
+        """Announce one piece to all servers and broadcast its weights while they receive.
+
+        Raises:
+            Failures: Of all servers: one of them refused the piece or the broadcast is not through in time, and the
+                others are caught in it.
+        """
+        if self._members != [client.url for client in clients]:
+            self._join(clients, deadline)
+        info = {
+            "names": [name for name, _ in piece],
+            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in piece],
+            "shapes": [list(tensor.shape) for _, tensor in piece],
+        }
+        try:
+            self._broadcast(clients, piece, {"update_info": info}, deadline)
+        except Failures as failures:
+            raise Failures({client.url: failures.errors.get(client.url, failures) for client in clients}) from None
+
+    def _broadcast(
+        self, clients: Sequence[ServerClient], piece: Piece, body: Mapping[str, Any], deadline: Deadline
+    ) -> None:
+        with _Beside(
+            lambda: on_all(clients, lambda client: client.call("update_weights", body, timeout_s=deadline.left()))
+        ) as receiving:
+            stream = torch.cuda.current_stream()
+            for _, tensor in piece:
+                self._group.broadcast(tensor, src=0, stream=stream)
+            sent = torch.cuda.Event()
+            sent.record(stream)
+            # Asked again and again: a broadcast to a server that died would block for ever.
+            while not sent.query():
+                if receiving.done() and (failure := receiving.exception()) is not None:
+                    raise failure
+                if deadline.left() <= POLL_S:
+                    late = ServerDied(f"the servers did not receive the weights within {deadline.limit_s:.0f} s")
+                    raise Failures({client.url: late for client in clients})
+                time.sleep(POLL_S)
+            receiving.result()
+
+    def _join(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+        from vllm.utils.network_utils import get_ip
+
+        if self._group is not None:
+            on_all(clients, lambda client: client.call("shutdown_weight_transfer_engine", timeout_s=deadline.left()))
+        offsets, total = {}, 1  # the trainer is rank 0 of the group
+        for client in clients:
+            offsets[client.url] = total
+            total += self._world_sizes[client.url]
+        meeting = {"master_address": get_ip(), "master_port": _free_port(), "world_size": total, "packed": False}
+
+        def invite(client: ServerClient) -> None:
+            body = {"init_info": {**meeting, "rank_offset": offsets[client.url]}}
+            client.call("init_weight_transfer_engine", body, timeout_s=deadline.left())
+
+        with _Beside(lambda: on_all(clients, invite)) as joining:
+            self._group = trainer_init(meeting)
+            joining.result()
+        self._members = [client.url for client in clients]
+
+
+class _Beside:
+    """Runs something in a thread beside the block; a block that fails does not wait for it."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Future[None]:
+        return self._pool.submit(self._action)
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
