@@ -12,7 +12,8 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,6 +57,15 @@ class RolloutEngine(Protocol):
 
     def wake(self) -> None:
         """Undo `sleep`."""
+        ...
+
+
+@runtime_checkable
+class AdapterEngine(RolloutEngine, Protocol):
+    """A sampler that holds the base weights of a LoRA policy and takes the adapter alone."""
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take a PEFT folder's adapter in place of the last one; the folder may vanish afterwards."""
         ...
 
 
@@ -149,7 +159,7 @@ class TransformersEngine:
             ValueError: An argument is out of its range, or a prompt has no tokens.
             FloatingPointError: The logits are not finite.
         """
-        _check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
+        check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
         if not prompts:
             return []
         for layer in self._packed:
@@ -196,9 +206,7 @@ class TransformersEngine:
                     parameter.copy_(tensor)
                     covered.add(id(parameter))
         wrong += [f"{name} was left out" for name, p in parameters.items() if id(p) not in covered]
-        if wrong:
-            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-            raise RuntimeError(f"weight sync failed: {'; '.join(wrong[:3])}{more}")
+        raise_wrong_weights(wrong)
 
     def sleep(self) -> None:
         """Move the replica to the CPU; nothing to do where it lives there."""
@@ -325,9 +333,17 @@ class _Decoder:
         return ids, mask
 
 
-def _check_arguments(
+def raise_wrong_weights(wrong: Sequence[str]) -> None:
+    """Raise `RuntimeError` with the first few of what was wrong with a set of weights, if anything was."""
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise RuntimeError(f"weight sync failed: {'; '.join(wrong[:3])}{more}")
+
+
+def check_arguments(
     prompts: Sequence[Prompt], group_size: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int
 ) -> None:
+    """Raise `ValueError` for an argument of `RolloutEngine.generate` that is out of its range."""
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")

@@ -24,7 +24,7 @@ from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
 from clipo_ds.environment import describe_environment
 from clipo_ds.generation import RolloutEngine, TransformersEngine
-from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.models import ModelFacts, inspect_model, load_causal_lm, materialise_model
 from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter, check_run_dir
@@ -33,6 +33,7 @@ from clipo_ds.schema import TrainConfig
 from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
+from clipo_ds.vllm_engine import VllmEngine, build_vllm_engine, check_vllm
 from clipo_ds.weight_sync import sync_weights
 
 
@@ -43,11 +44,16 @@ class Plan:
     config: TrainConfig
     spec: ObjectiveSpec
     ds_config: dict[str, Any]
-    tokenizer: PreTrainedTokenizerBase
+    model: ModelFacts
     prompts: list[Prompt]
     tests: dict[str, list[Prompt]]
     run_dir: Path
     resume_from: Path | None
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of training and test data."""
+        return max(len(p.token_ids) for prompts in (self.prompts, *self.tests.values()) for p in prompts)
 
 
 @dataclass
@@ -124,7 +130,10 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         raise InputError(
             f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
         )
-    return Plan(config, spec, ds_config, facts.tokenizer, prompts, tests, run_dir, resume_from)
+    plan = Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from)
+    if config.rollout.engine == "vllm":
+        check_vllm(config, facts.config, ranks, plan.longest_prompt)
+    return plan
 
 
 def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
@@ -166,7 +175,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
         if ranks.is_main:
             checkpoint.remove_later(plan.resume_from)
-    engine = _build_engine(config, folder, plan.tokenizer, ranks)
+    engine = _build_engine(plan, folder, ranks)
     sync_weights(policy.model, engine)
     display = Display(config.logging, config.steps, enabled=ranks.is_main)
     writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
@@ -186,7 +195,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         spec=plan.spec,
         ranks=ranks,
         policy=policy,
-        tokenizer=plan.tokenizer,
+        tokenizer=plan.model.tokenizer,
         engine=engine,
         judge=build_judge(config, plan.spec),
         term=term,
@@ -202,7 +211,9 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
 
 
 def close_parts(parts: Parts) -> None:
-    """End worker processes and trackers."""
+    """End worker processes, trackers and vLLM."""
+    if isinstance(parts.engine, VllmEngine):
+        parts.engine.close()
     parts.judge.close()
     parts.trackers.finish()
 
@@ -263,11 +274,13 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     return prompts, {name: test[:limit] for name, test in tests.items()}
 
 
-def _build_engine(config: TrainConfig, folder: str, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> RolloutEngine:
-    dtype = config.model.dtype if config.rollout.dtype == "auto" else config.rollout.dtype
+def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
+    config, tokenizer = plan.config, plan.model.tokenizer
+    if config.rollout.engine == "vllm":
+        return build_vllm_engine(config, folder, tokenizer, plan.model.config, ranks, plan.longest_prompt)
     replica = load_causal_lm(
         folder,
-        dtype=dtype,
+        dtype=config.sampler_dtype,
         trust_remote_code=config.model.trust_remote_code,
         attn_implementation=config.model.attn_implementation,
         device=ranks.device,

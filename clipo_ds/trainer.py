@@ -33,9 +33,10 @@ from clipo_ds.distributed import Ranks
 from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, score_groups
 from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
+from clipo_ds.parity import check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Prompt, RunStopped
+from clipo_ds.types import MismatchError, Prompt, RunStopped
 from clipo_ds.update import Targets, update_policy
 from clipo_ds.weight_sync import sync_weights
 
@@ -72,6 +73,7 @@ def train(config: TrainConfig) -> Path:
         InputError: Something the user gave is wrong; found before any weight is loaded, and nothing is written.
         RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
         FloatingPointError: A gradient was not finite; no weight was changed by it.
+        MismatchError: The sampler is another model than the trainer; nothing was learnt from its rollouts.
     """
     ranks = distributed.start()
     plan = preflight(config, ranks)
@@ -121,6 +123,8 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
     Raises:
         FloatingPointError: A gradient was not finite. The weights are those before the bad update, the rollouts of the
             step are in the run folder.
+        MismatchError: The sampler is another model than the trainer. No weight was changed, the rollouts of the step
+            are in the run folder.
     """
     config, ranks = parts.config, parts.ranks
     watch = Stopwatch()
@@ -132,6 +136,7 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                 config, parts.engine, parts.judge, ranks, prompts, parts.draw,
                 step=step, dynamic=parts.spec.dynamic_sampling,
             )  # fmt: skip
+            parts.engine.sleep()
         watch.seconds["time/verify"] = sampled.verify_seconds
         watch.seconds["time/generate"] -= sampled.verify_seconds
         with watch.phase("score"):
@@ -146,6 +151,11 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         zero_variance = zero_variance_groups(total_reward, experience.group)
         columns = _rollout_columns(parts, experience, outcome, total_reward, advantages, step)
         metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
+        try:
+            check_parity(config, metrics)
+        except MismatchError as error:
+            _write_rollouts(parts, columns, step)
+            raise MismatchError(f"step {step}: {error}; {_what_is_left(parts)}") from error
         if not frozen:
             with watch.phase("update"):
                 targets = Targets(advantages, zero_variance, None if outcome is None else outcome.pooled_gradient)
@@ -156,10 +166,10 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                     )  # fmt: skip
                 except FloatingPointError as error:
                     _write_rollouts(parts, columns, step)
-                    kept = newest_checkpoint(parts.run_dir)
-                    rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
-                    raise FloatingPointError(f"step {step}: {error}; its rollouts are written, {rest}") from error
-            with watch.phase("sync"):
+                    raise FloatingPointError(f"step {step}: {error}; {_what_is_left(parts)}") from error
+        with watch.phase("sync"):
+            parts.engine.wake()
+            if not frozen:
                 sync_weights(parts.policy.model, parts.engine)
         with watch.phase("record"):
             _write_rollouts(parts, columns, step)
@@ -301,6 +311,13 @@ def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ran
         "throughput/generate": tokens["tokens/response"] / max(seconds["time/generate"], 1e-9),
         "throughput/update": trained / max(passes, 1e-9),
     }
+
+
+def _what_is_left(parts: Parts) -> str:
+    """For the message of a step that failed before anything was learnt from it."""
+    kept = newest_checkpoint(parts.run_dir)
+    rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+    return f"its rollouts are written, {rest}"
 
 
 def _due(every: int | None, step: int) -> bool:
