@@ -115,6 +115,8 @@ class VllmEngine:
                 seed=0,
                 **lora,
             )
+        # What vLLM does when it is collected ends the default process group as well, which is the trainer's.
+        self._llm.llm_engine.engine_core._finalizer.detach()
 
     def generate(
         self,
@@ -195,14 +197,16 @@ class VllmEngine:
             self._llm.wake_up()
 
     def close(self) -> None:
-        """End vLLM's process groups, before those of the run end; the engine cannot be used afterwards."""
+        """End vLLM and its process groups, before those of the run end; the engine cannot be used afterwards."""
         from vllm.distributed import parallel_state
 
-        self._llm.llm_engine.engine_core.shutdown()
+        core = self._llm.llm_engine.engine_core.engine_core
+        core.structured_output_manager.clear_backend()
+        core.model_executor.shutdown()
+        core.scheduler.shutdown()
         del self._llm
         parallel_state.destroy_model_parallel()
         if parallel_state._WORLD is not None:
-            # vLLM's own way of ending its world would end the trainer's process group with it.
             parallel_state._WORLD.destroy()
             parallel_state._WORLD = None
 
