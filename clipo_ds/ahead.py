@@ -74,7 +74,7 @@ def gap_after_sync(
         SamplerLost: On all ranks, as the engine raised it on one of them.
     """
     rows = [row for row, (_, rollout) in enumerate(experience.flat) if len(rollout.token_ids) > 1][:1]
-    (batch,) = micro_batches(config, ranks, experience.flat, experience.lengths, rows, pad_token_id)
+    (batch,) = micro_batches(config, policy, ranks, experience.flat, rows, pad_token_id)
     logprobs = policy.score(batch).logprobs.float().cpu()
     gap, lost = 0.0, None
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clipo_ds.config import load_config, split_train_arguments
-from clipo_ds.types import InputError, RunStopped, SamplerLost
+from clipo_ds.types import InputError, MismatchError, RunStopped, SamplerLost
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         run()
     except InputError as error:
         return _fail(f"error: {error}", 2)
-    except (FloatingPointError, SamplerLost) as error:
+    except (FloatingPointError, MismatchError, SamplerLost) as error:
         return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

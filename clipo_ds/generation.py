@@ -12,7 +12,8 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,6 +57,15 @@ class RolloutEngine(Protocol):
 
     def wake(self) -> None:
         """Undo `sleep`."""
+        ...
+
+
+@runtime_checkable
+class AdapterEngine(RolloutEngine, Protocol):
+    """A sampler that holds the base weights of a LoRA policy and takes the adapter alone."""
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take a PEFT folder's adapter in place of the last one; the folder may vanish afterwards."""
         ...
 
 
@@ -196,9 +206,7 @@ class TransformersEngine:
                     parameter.copy_(tensor)
                     covered.add(id(parameter))
         wrong += [f"{name} was left out" for name, p in parameters.items() if id(p) not in covered]
-        if wrong:
-            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-            raise RuntimeError(f"weight sync failed: {'; '.join(wrong[:3])}{more}")
+        raise_wrong_weights(wrong)
 
     def sleep(self) -> None:
         """Move the replica to the CPU; nothing to do where it lives there."""
@@ -323,6 +331,13 @@ class _Decoder:
         ids = torch.tensor([[0] * (width - len(s)) + list(s) for s in sequences], device=self.device)
         mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=self.device)
         return ids, mask
+
+
+def raise_wrong_weights(wrong: Sequence[str]) -> None:
+    """Raise `RuntimeError` with the first few of what was wrong with a set of weights, if anything was."""
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise RuntimeError(f"weight sync failed: {'; '.join(wrong[:3])}{more}")
 
 
 def check_arguments(

@@ -162,6 +162,29 @@ def load_causal_lm(
     return model if device is None else model.to(device)
 
 
+def base_folder(folder: str) -> str:
+    """The folder or Hub id that holds a whole model's configuration: an adapter's base, or `folder` itself."""
+    adapter = _adapter_config(folder)
+    return folder if adapter is None else materialise_model(_base_of(adapter, folder))
+
+
+def weight_shapes(folder: str, *, trust_remote_code: bool = False) -> dict[str, torch.Size]:
+    """Shape of every weight of a model by name, tied weights under each of their names; nothing is loaded."""
+    config = AutoConfig.from_pretrained(base_folder(folder), trust_remote_code=trust_remote_code)
+    with _not_partitioned(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def read_generation_config(folder: str, *, trust_remote_code: bool = False) -> GenerationConfig:
+    """What `load_causal_lm(folder).generation_config` would be, without loading the model."""
+    base = base_folder(folder)
+    try:
+        return GenerationConfig.from_pretrained(base)
+    except OSError:  # it has none of its own
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code))
+
+
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> frozenset[int]:
     """All tokens that end a response: the tokenizer's end of sequence, and those of the model's generation config.
 

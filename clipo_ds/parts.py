@@ -25,7 +25,7 @@ from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
 from clipo_ds.environment import describe_environment
 from clipo_ds.generation import RolloutEngine, TransformersEngine
-from clipo_ds.models import inspect_model, load_causal_lm, materialise_model, stop_token_ids
+from clipo_ds.models import ModelFacts, inspect_model, load_causal_lm, materialise_model, stop_token_ids
 from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter, check_run_dir
@@ -35,6 +35,7 @@ from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.vllm_client import check_servers
+from clipo_ds.vllm_engine import VllmEngine, build_vllm_engine, check_vllm
 from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
@@ -46,11 +47,16 @@ class Plan:
     config: TrainConfig
     spec: ObjectiveSpec
     ds_config: dict[str, Any]
-    tokenizer: PreTrainedTokenizerBase
+    model: ModelFacts
     prompts: list[Prompt]
     tests: dict[str, list[Prompt]]
     run_dir: Path
     resume_from: Path | None
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of training and test data."""
+        return max(len(p.token_ids) for prompts in (self.prompts, *self.tests.values()) for p in prompts)
 
 
 @dataclass
@@ -132,6 +138,9 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         raise InputError(
             f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
         )
+    plan = Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from)
+    if config.rollout.engine == "vllm":
+        check_vllm(config, facts.config, ranks, plan.longest_prompt)
     if config.rollout.engine == "vllm_server":
         wrong: InputError | None = None
         try:
@@ -139,7 +148,7 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         except InputError as error:  # one rank may reach what another does not
             wrong = error
         distributed.raise_everywhere(wrong)
-    return Plan(config, spec, ds_config, facts.tokenizer, prompts, tests, run_dir, resume_from)
+    return plan
 
 
 def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
@@ -181,7 +190,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
         if ranks.is_main:
             checkpoint.remove_later(plan.resume_from)
-    engine = _build_engine(config, folder, plan.tokenizer, policy, ranks)
+    engine = _build_engine(plan, folder, policy, ranks)
     sync_weights(policy.model, engine)
     display = Display(config.logging, config.steps, enabled=ranks.is_main)
     writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
@@ -201,7 +210,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         spec=plan.spec,
         ranks=ranks,
         policy=policy,
-        tokenizer=plan.tokenizer,
+        tokenizer=plan.model.tokenizer,
         engine=engine,
         judge=build_judge(config, plan.spec),
         term=term,
@@ -218,9 +227,11 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
 
 
 def close_parts(parts: Parts) -> None:
-    """End worker processes and trackers."""
+    """End worker processes, trackers and vLLM."""
     if parts.ahead is not None:
         parts.ahead.close()
+    if isinstance(parts.engine, VllmEngine):
+        parts.engine.close()
     parts.judge.close()
     parts.trackers.finish()
 
@@ -281,16 +292,16 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     return prompts, {name: test[:limit] for name, test in tests.items()}
 
 
-def _build_engine(
-    config: TrainConfig, folder: str, tokenizer: PreTrainedTokenizerBase, policy: Policy, ranks: Ranks
-) -> RolloutEngine:
+def _build_engine(plan: Plan, folder: str, policy: Policy, ranks: Ranks) -> RolloutEngine:
+    config, tokenizer = plan.config, plan.model.tokenizer
+    if config.rollout.engine == "vllm":
+        return build_vllm_engine(config, folder, tokenizer, plan.model.config, ranks, plan.longest_prompt)
     if config.rollout.engine == "vllm_server":
         stop_ids = stop_token_ids(tokenizer, policy.model.generation_config)
         return VllmServerEngine.connect(config, tokenizer, stop_ids, ranks)
-    dtype = config.model.dtype if config.rollout.dtype == "auto" else config.rollout.dtype
     replica = load_causal_lm(
         folder,
-        dtype=dtype,
+        dtype=config.sampler_dtype,
         trust_remote_code=config.model.trust_remote_code,
         attn_implementation=config.model.attn_implementation,
         device=ranks.device,

@@ -25,6 +25,15 @@ def uniform_stream(seed: int, uid: int, rollout: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, uid, rollout))))
 
 
+def rollout_seed(seed: int, uid: int, rollout: int) -> int:
+    """The same for a sampler that makes its own uniforms from one number, in [0, 2^63).
+
+    >>> rollout_seed(0, 7, 1) == rollout_seed(0, 7, 1) != rollout_seed(0, 1, 7)
+    True
+    """
+    return int(np.random.SeedSequence((seed, uid, rollout)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def draw_tokens(
     logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
 ) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from clipo_ds.types import InputError
 
+AUTO_IMPORTANCE_CAP = 2.0
+
 
 def require(condition: bool, name: str, rule: str, value: Any) -> None:
     """Raise `InputError` in the one form that every error of the configuration has."""
@@ -234,10 +236,63 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class VllmConfig:
+    """vLLM inside the ranks; read with `rollout.engine vllm` only."""
+
+    memory_share: float = 0.3
+    """Share of a GPU's memory that vLLM may take, weights and KV cache together; the rest is the training engine's."""
+    kv_cache_gb: float | None = None
+    """KV cache of one rank, GiB. Null on a GPU is what `memory_share` leaves beside the weights, null on a CPU is
+    enough for all rollouts that a rank samples at once."""
+    max_model_len: int | None = None
+    """Longest prompt and response together, in tokens. Null is the longest prompt plus the larger max_new_tokens of
+    rollout and evaluation."""
+    eager: bool | None = None
+    """Run layer by layer instead of compiled (and, on GPUs, captured in graphs): slower, but starts in seconds. Null is
+    true on a CPU, false on a GPU."""
+    tensor_parallel: int = 1
+    """Consecutive ranks that hold one sampler together, each a slice of every layer."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """How a LoRA policy reaches the sampler: `merged` into its weights, or as an `adapter` beside its base weights,
+    which moves little but samples slower."""
+    sleep: bool = True
+    """Give a GPU's memory back while the policy trains: weights wait in the CPU's memory, the KV cache is dropped."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.memory_share < 1, "rollout.vllm.memory_share", "in (0, 1)", self.memory_share)
+        gib = self.kv_cache_gb
+        require(gib is None or gib > 0, "rollout.vllm.kv_cache_gb", "null or positive", gib)
+        length = self.max_model_len
+        require(length is None or length >= 2, "rollout.vllm.max_model_len", "null or at least 2", length)
+        require(self.tensor_parallel >= 1, "rollout.vllm.tensor_parallel", "at least 1", self.tensor_parallel)
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """How far the sampler's log-probabilities may be from the trainer's before the run stops.
+
+    Both score the same tokens under the same weights, so what differs is rounding, or a fault."""
+
+    max_abs: float | Literal["auto"] | None = "auto"
+    """Largest |trainer - sampler| log-probability of any sampled token, nats. Auto is 1e-3 where policy and sampler are
+    float32, 0.5 otherwise; null is off."""
+    mean_abs: float | Literal["auto"] | None = "auto"
+    """Largest mean over a step's tokens of the same, nats. Auto is 0.05 where policy or sampler is bfloat16, off
+    otherwise; null is off."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_abs", "mean_abs"):
+            value = getattr(self, name)
+            require(
+                value in (None, "auto") or value > 0, f"rollout.parity.{name}", "null, auto or a positive number", value
+            )
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
-    engine: Literal["transformers", "vllm_server"] = "transformers"
-    """Sampler: `transformers` holds a replica of the policy on every rank, `vllm_server` asks the vLLM servers of
-    rollout.server."""
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    """Sampler: `transformers` holds a replica of the policy on every rank and runs anywhere, `vllm` runs vLLM inside
+    the ranks, `vllm_server` asks the vLLM servers of rollout.server."""
     prompts_per_step: int = 128
     """Prompts in one step, over all ranks."""
     group_size: int = 16
@@ -253,6 +308,10 @@ class RolloutConfig:
     async_steps: int = 0
     """1 samples the next step's rollouts while this step trains, with the weights from before its update; the
     importance weights of objective.importance_cap correct for that. 0 samples each step's with the newest weights."""
+    parity: ParityConfig = field(default_factory=ParityConfig)
+    """Limits on the mismatch of sampler and trainer."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    """vLLM's settings, for `rollout.engine vllm`."""
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "group_size", "max_new_tokens", "max_sequences"):
@@ -390,8 +449,9 @@ class ObjectiveConfig:
     """Estimator of the KL divergence."""
     kl_on_zero_variance: bool = False
     """Let groups whose rewards are all equal feel the KL term too."""
-    importance_cap: float | None = None
-    """Truncated importance sampling: cap of the weight trainer / sampler probability on each token; null is off."""
+    importance_cap: float | Literal["auto"] | None = "auto"
+    """Truncated importance sampling: cap of the weight trainer / sampler probability on each token. Auto is 2 with
+    vLLM, whose arithmetic is not the trainer's, and off with rollout.engine transformers; null is off."""
     dynamic_sampling: bool | None = None
     """Replace groups whose outcome rewards are all equal by fresh ones: on for dapo, off otherwise."""
     max_sampling_rounds: int = 4
@@ -406,7 +466,7 @@ class ObjectiveConfig:
         require(length is None or length >= 1, "objective.constant_length", "null or at least 1", length)
         require(self.kl_coefficient >= 0, "objective.kl_coefficient", "at least 0", self.kl_coefficient)
         cap = self.importance_cap
-        require(cap is None or cap > 0, "objective.importance_cap", "null or positive", cap)
+        require(cap in (None, "auto") or cap > 0, "objective.importance_cap", "null, auto or a positive number", cap)
         require(self.max_sampling_rounds >= 1, "objective.max_sampling_rounds", "at least 1", self.max_sampling_rounds)
 
 
@@ -572,7 +632,7 @@ class TrainConfig:
             self.optimizer.mini_batches,
         )
         require(
-            self.rollout.async_steps == 0 or self.objective.importance_cap is not None,
+            self.rollout.async_steps == 0 or self.importance_cap is not None,
             "objective.importance_cap",
             "set (2, say) when rollout.async_steps is 1, for the rollouts are a step older than the policy",
             self.objective.importance_cap,
@@ -591,3 +651,30 @@ class TrainConfig:
             f"below rollout.max_new_tokens ({self.rollout.max_new_tokens})",
             buffer,
         )
+        context = self.rollout.vllm.max_model_len
+        require(
+            context is None or context >= longest,
+            "rollout.vllm.max_model_len",
+            f"null or at least data.max_prompt_tokens + rollout.max_new_tokens ({longest})",
+            context,
+        )
+        adapter = self.rollout.engine == "vllm" and self.rollout.vllm.lora == "adapter"
+        require(
+            not adapter or self.model.lora is not None,
+            "rollout.vllm.lora",
+            "merged for a policy without model.lora",
+            self.rollout.vllm.lora,
+        )
+
+    @property
+    def sampler_dtype(self) -> str:
+        """Precision of the sampler's weights, `auto` resolved."""
+        return self.model.dtype if self.rollout.dtype == "auto" else self.rollout.dtype
+
+    @property
+    def importance_cap(self) -> float | None:
+        """`objective.importance_cap` with `auto` resolved."""
+        cap = self.objective.importance_cap
+        if cap == "auto":
+            return None if self.rollout.engine == "transformers" else AUTO_IMPORTANCE_CAP
+        return cap

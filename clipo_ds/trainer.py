@@ -35,9 +35,10 @@ from clipo_ds.distributed import Ranks
 from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
 from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
+from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Prompt, RunStopped, SamplerLost
+from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
 from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
@@ -76,6 +77,7 @@ def train(config: TrainConfig) -> Path:
         InputError: Something the user gave is wrong; found before any weight is loaded, and nothing is written.
         RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
         FloatingPointError: A gradient was not finite; no weight was changed by it.
+        MismatchError: The sampler is another model than the trainer; nothing was learnt from its rollouts.
         SamplerLost: The sampler cannot go on; the message names the checkpoint of the last whole step.
     """
     ranks = distributed.start()
@@ -140,6 +142,8 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
     Raises:
         FloatingPointError: A gradient was not finite. The weights are those before the bad update, the rollouts of the
             step are in the run folder.
+        MismatchError: The sampler is another model than the trainer. No weight was changed, the rollouts of the step
+            are in the run folder.
         SamplerLost: The sampler was lost before anything was learnt in this step.
     """
     config, ranks = parts.config, parts.ranks
@@ -156,6 +160,7 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
             )  # fmt: skip
         if parts.ahead is not None and step < config.steps:
             _sample_ahead(parts, step + 1)
+        parts.engine.sleep()
         watch.seconds["time/verify"] = sampled.verify_seconds
         watch.seconds["time/generate"] -= sampled.verify_seconds
         with watch.phase("score"):
@@ -170,6 +175,11 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         zero_variance = zero_variance_groups(total_reward, experience.group)
         columns = _rollout_columns(parts, experience, outcome, total_reward, advantages, step)
         metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
+        try:
+            check_parity(config, metrics, stale=sampled.staleness > 0)
+        except MismatchError as error:
+            _write_rollouts(parts, columns, step)
+            raise MismatchError(f"step {step}: {error}; {_what_is_left(parts)}") from error
         if not frozen:
             with watch.phase("update"):
                 targets = Targets(advantages, zero_variance, None if outcome is None else outcome.pooled_gradient)
@@ -180,14 +190,13 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                     )  # fmt: skip
                 except FloatingPointError as error:
                     _write_rollouts(parts, columns, step)
-                    kept = newest_checkpoint(parts.run_dir)
-                    rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
-                    raise FloatingPointError(f"step {step}: {error}; its rollouts are written, {rest}") from error
+                    raise FloatingPointError(f"step {step}: {error}; {_what_is_left(parts)}") from error
         try:
             # A server's weights must not change under a request.
             with watch.phase("generate"):
                 distributed.raise_everywhere(None if parts.ahead is None else parts.ahead.failure())
             with watch.phase("sync"):
+                parts.engine.wake()
                 if not frozen:
                     sync_weights(parts.policy.model, parts.engine)
                 if isinstance(parts.engine, VllmServerEngine) and parts.ahead is not None:
@@ -198,6 +207,11 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
             sampler_lost = error
         with watch.phase("record"):
             _write_rollouts(parts, columns, step)
+    if "mismatch/after_sync" in metrics:
+        try:
+            check_after_sync(config, metrics["mismatch/after_sync"])
+        except MismatchError as error:
+            raise MismatchError(f"step {step}, after its update: {error}; {_what_is_left(parts)}") from error
     metrics |= _speed(experience, sampled, watch, ranks)
     if parts.ahead is not None:
         metrics["rollout/staleness"] = float(sampled.staleness)
@@ -371,6 +385,13 @@ def _checkpoint_path(parts: Parts) -> Path:
 def _how_to_go_on(parts: Parts) -> str:
     done = f"stopped after step {parts.progress.step} of {parts.config.steps}"
     return f"{done}; go on with --resume {_checkpoint_path(parts)}"
+
+
+def _what_is_left(parts: Parts) -> str:
+    """For the message of a step that failed before anything was learnt from it."""
+    kept = newest_checkpoint(parts.run_dir)
+    rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+    return f"its rollouts are written, {rest}"
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -24,6 +24,10 @@ class InputError(ValueError):
     """
 
 
+class MismatchError(RuntimeError):
+    """Sampler and trainer disagree about the sampled tokens by more than the limits of `rollout.parity`."""
+
+
 class RunStopped(Exception):
     """A signal ended a run before its last step; the message names the checkpoint that holds what was done."""
 

@@ -59,9 +59,9 @@ def update_policy(
     norms: list[float] = []
     num_groups = len(experience.flat) // config.rollout.group_size
     weights = None
-    if config.objective.importance_cap is not None:
+    if config.importance_cap is not None:
         weights = importance_weights(
-            experience.old_logprobs, experience.rollout_logprobs, experience.mask, config.objective.importance_cap
+            experience.old_logprobs, experience.rollout_logprobs, experience.mask, config.importance_cap
         )
     feels_gradient = _feels_gradient(config, experience, targets).tolist()
     for epoch in range(config.optimizer.epochs_per_batch):

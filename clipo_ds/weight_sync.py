@@ -8,8 +8,11 @@ group; a LoRA update is added to a float32 temporary and never to the base weigh
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -17,7 +20,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from clipo_ds.generation import RolloutEngine
+from clipo_ds.generation import AdapterEngine, RolloutEngine
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +90,26 @@ def iterate_adapter(model: PeftModel, *, byte_budget: int = DEFAULT_BYTE_BUDGET)
 
 
 def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = DEFAULT_BYTE_BUDGET) -> None:
-    """Hand the policy's weights to a rollout engine; called by all ranks, each with its own engine."""
+    """Hand the policy's weights to a rollout engine; called by all ranks, each with its own engine.
+
+    An engine that holds the base gets a LoRA policy's adapter, every other one all weights, the adapter merged.
+    """
+    if isinstance(engine, AdapterEngine):
+        with tempfile.TemporaryDirectory(prefix="clipo_ds_adapter_", dir=_memory_folder()) as folder:
+            state = {name: weight.cpu().clone() for name, weight in iterate_adapter(model, byte_budget=byte_budget)}
+            model.save_pretrained(folder, state_dict=state)
+            engine.load_adapter(Path(folder))
+        return
     weights = iterate_weights(model, byte_budget=byte_budget)
     engine.load_weights(weights)
     # The gathers are collective: an engine that stopped early would leave the other ranks waiting.
     for _ in weights:
         raise RuntimeError("the rollout engine did not take all weights of the policy")
+
+
+def _memory_folder() -> str | None:
+    """A file system in memory where there is one; None is the system's own folder for temporary files."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _list_weights(model: nn.Module) -> list[_Weight]:

@@ -1,0 +1,77 @@
+"""The parity probe: sampler and trainer are the same model, or the run stops.
+
+Every rollout batch is scored by the trainer anyway, so that its log-probabilities of the sampled tokens can be held
+against the sampler's own costs nothing (`mismatch/…` in `clipo_ds.metrics`). What they differ by is rounding, unless
+the sampler has other weights than the trainer. Layer L3, imports schema and types only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NoReturn
+
+from clipo_ds.schema import ParityConfig, TrainConfig
+from clipo_ds.types import MismatchError
+
+FLOAT32_MAX_ABS = 1e-3
+BFLOAT16_MAX_ABS = 0.5
+BFLOAT16_MEAN_ABS = 0.05
+
+ADVICE = (
+    "sampler and trainer are not the same model. Known causes: a weight sync that was skipped or left weights out; "
+    "tied embeddings whose lm_head.weight the sampler keeps apart and was not sent; a LoRA adapter that never reached "
+    "the sampler (rollout.vllm.lora); a prefix cache that outlived the sync; rollout.dtype other than model.dtype; "
+    "sampling.temperature, top_p or top_k inside the sampler's log-probabilities"
+)
+
+
+def parity_limits(config: TrainConfig) -> dict[str, float]:
+    """Limit by metric, `auto` resolved; what is off is left out."""
+    half = "bfloat16" in (config.model.dtype, config.sampler_dtype)
+    auto: dict[str, float | None] = {
+        "max_abs": BFLOAT16_MAX_ABS if half else FLOAT32_MAX_ABS,
+        "mean_abs": BFLOAT16_MEAN_ABS if half else None,
+    }
+    chosen = {name: _resolve(config.rollout.parity, name, value) for name, value in auto.items()}
+    return {name: limit for name, limit in chosen.items() if limit is not None}
+
+
+def check_parity(config: TrainConfig, metrics: Mapping[str, float], *, stale: bool = False) -> None:
+    """Hold a step's `mismatch/max_abs` and `mismatch/mean_abs`, reduced over ranks, against the limits.
+
+    Args:
+        config: Says the limits and the precision of both sides.
+        metrics: The step's metrics, the same on all ranks: so all of them raise or none.
+        stale: The rollouts are known to come from older weights, and differ by right: nothing is checked.
+
+    Raises:
+        MismatchError: A limit is exceeded, or the mismatch is not a number although tokens were sampled.
+    """
+    if stale:
+        return
+    for name, limit in parity_limits(config).items():
+        value = metrics[f"mismatch/{name}"]
+        unknown = math.isnan(value) and metrics["response/length"] > 0
+        if value > limit or unknown:
+            _stop(name, value, name, limit)
+
+
+def check_after_sync(config: TrainConfig, largest: float) -> None:
+    """Hold the mismatch that was measured right after a sync, where rollouts are a step old, against the limit.
+
+    Raises:
+        MismatchError: As `check_parity`.
+    """
+    limit = parity_limits(config).get("max_abs")
+    if limit is not None and not largest <= limit:
+        _stop("after_sync", largest, "max_abs", limit)
+
+
+def _stop(metric: str, value: float, field: str, limit: float) -> NoReturn:
+    raise MismatchError(f"mismatch/{metric} = {value:.3g} is above rollout.parity.{field} = {limit:g}: {ADVICE}")
+
+
+def _resolve(config: ParityConfig, name: str, auto: float | None) -> float | None:
+    value: float | str | None = getattr(config, name)
+    return auto if isinstance(value, str) else value

@@ -1,0 +1,431 @@
+"""vLLM as a rollout engine, inside the DeepSpeed ranks: one engine a rank, or one a group of ranks.
+
+`check_vllm` finds what cannot work before any weight is loaded, `build_vllm_engine` makes the engine of a run. Layer
+L2; vLLM itself is imported inside functions, since it is optional and takes seconds.
+
+How it is held together: `external_launcher` makes vLLM a guest of the processes that the launcher started, with its
+scheduler in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`). With tensor parallelism every rank of a group is given
+the same requests in the same order, the group's prompts one after the other, and keeps the results of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from clipo_ds.distributed import Ranks
+from clipo_ds.generation import check_arguments, raise_wrong_weights
+from clipo_ds.models import base_folder, read_generation_config, stop_token_ids, weight_shapes
+from clipo_ds.sampling import rollout_seed
+from clipo_ds.schema import TrainConfig
+from clipo_ds.types import Group, InputError, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+GIB = 1024**3
+BLOCK_TOKENS = 128  # the CPU's KV cache is handed out in blocks of so many tokens
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM has room for
+
+
+class VllmEngine:
+    """Samples with vLLM; the weights come through `load_weights`, and until then they are random.
+
+    The reported log-probabilities are those of the tokens drawn, under the full softmax at temperature 1, whatever the
+    sampling temperature and filters were (vLLM's `raw_logprobs`).
+
+    Args:
+        folder: Model folder or Hub id; only configuration is read from it, unless `lora_rank` is given.
+        tokenizer: Decodes responses; names the stop tokens together with the model's generation config.
+        dtype: Precision of the weights, `float32` or `bfloat16`.
+        max_model_len: Longest prompt and response together, tokens.
+        max_sequences: Rollouts decoded at once.
+        kv_cache_bytes: Size of the KV cache; None is what `memory_share` leaves.
+        memory_share: Share of the device's memory for weights and KV cache.
+        eager: Do not compile.
+        tensor_parallel: Consecutive ranks that hold this engine together; all of them make it.
+        sleep: Let `sleep` free the device's memory.
+        lora_rank: Hold the base weights that are in `folder`, for adapters of at most this rank.
+        stop_ids: Tokens that end a response; None takes those that model and tokenizer name.
+        trust_remote_code: Let model code that comes with the weights run.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: str,
+        max_model_len: int,
+        max_sequences: int = 256,
+        kv_cache_bytes: int | None = None,
+        memory_share: float = 0.3,
+        eager: bool = True,
+        tensor_parallel: int = 1,
+        sleep: bool = False,
+        lora_rank: int | None = None,
+        stop_ids: Iterable[int] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        if stop_ids is None:
+            stop_ids = stop_token_ids(tokenizer, read_generation_config(folder, trust_remote_code=trust_remote_code))
+        self.stop_ids = frozenset(stop_ids)
+        self._shapes = weight_shapes(folder, trust_remote_code=trust_remote_code)
+        self._tensor_parallel = tensor_parallel
+        self._sleeps = sleep
+        self._adapter: LoRARequest | None = None
+        _set_environment()
+        from vllm import LLM
+
+        lora = {} if lora_rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(lora_rank)}
+        with _process_state_kept():
+            self._llm = LLM(
+                base_folder(folder),
+                dtype=dtype,
+                # Weights arrive with the first sync; only a base that never changes is read from the folder.
+                load_format="dummy" if lora_rank is None else "auto",
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="raw_logprobs",
+                distributed_executor_backend="external_launcher",
+                tensor_parallel_size=tensor_parallel,
+                max_model_len=max_model_len,
+                max_num_seqs=max_sequences,
+                kv_cache_memory_bytes=kv_cache_bytes,
+                gpu_memory_utilization=memory_share,
+                enforce_eager=eager,
+                enable_sleep_mode=sleep,
+                trust_remote_code=trust_remote_code,
+                seed=0,
+                **lora,
+            )
+        # What vLLM does when it is collected ends the default process group as well, which is the trainer's.
+        self._llm.llm_engine.engine_core._finalizer.detach()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int,
+    ) -> list[Group]:
+        """As `TransformersEngine.generate`, the uniforms apart; with tensor parallelism called by the whole group.
+
+        Raises:
+            ValueError: An argument is out of its range, a prompt has no tokens, or one does not fit the context.
+            FloatingPointError: The logits are not finite.
+        """
+        check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+        if longest + max_new_tokens > self.max_model_len:
+            raise ValueError(
+                f"`rollout.vllm.max_model_len` must be at least {longest + max_new_tokens} for a prompt of {longest} "
+                f"tokens and {max_new_tokens} new ones, got {self.max_model_len}"
+            )
+        everyone, own = self._gather(prompts)
+        if not everyone:
+            return []
+        from vllm import SamplingParams
+
+        settings = {
+            "n": 1, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "logprobs": 0, "stop_token_ids": sorted(self.stop_ids), "ignore_eos": True, "detokenize": False,
+        }  # fmt: skip
+        requests = [(prompt, k) for prompt in everyone for k in range(group_size)]
+        # vLLM draws from the global generator although each request has its own seed.
+        with torch.random.fork_rng(devices=[]):
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in requests],
+                [SamplingParams(**settings, seed=rollout_seed(seed, prompt.uid, k)) for prompt, k in requests],
+                use_tqdm=False,
+                lora_request=self._adapter,
+            )
+        kept = outputs[own.start * group_size : own.stop * group_size]
+        rollouts = [self._rollout(output.outputs[0]) for output in kept]
+        return [
+            Group(prompt, tuple(rollouts[p * group_size : (p + 1) * group_size])) for p, prompt in enumerate(prompts)
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy a whole set of weights into vLLM's model; the iterator is always run to its end.
+
+        Args:
+            weights: As `TransformersEngine.load_weights`, layer by layer, tied weights under each of their names.
+
+        Raises:
+            RuntimeError: A name is unknown, a shape differs, or a weight was left out; the sampler's model is then a
+                mixture of old and new weights.
+        """
+        wrong: list[str] = []
+        stream = self._checked(weights, wrong)
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+        finally:
+            for _ in stream:  # on the other side of it ranks gather weights together
+                pass
+        self._llm.reset_prefix_cache()
+        raise_wrong_weights(wrong)
+
+    def sleep(self) -> None:
+        """Move the weights to the CPU's memory and drop the KV cache, where the engine was made to."""
+        if self._sleeps:
+            self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        if self._sleeps:
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        """End vLLM and its process groups, before those of the run end; the engine cannot be used afterwards."""
+        from vllm.distributed import parallel_state
+
+        core = self._llm.llm_engine.engine_core.engine_core
+        core.structured_output_manager.clear_backend()
+        core.model_executor.shutdown()
+        core.scheduler.shutdown()
+        del self._llm
+        parallel_state.destroy_model_parallel()
+        if parallel_state._WORLD is not None:
+            parallel_state._WORLD.destroy()
+            parallel_state._WORLD = None
+
+    def _gather(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], range]:
+        """The prompts of all ranks of the tensor-parallel group, and the positions of this rank's among them."""
+        if self._tensor_parallel == 1:
+            return list(prompts), range(len(prompts))
+        from vllm.distributed.parallel_state import get_tp_group
+
+        group = get_tp_group()
+        shares: list[list[Prompt]] = [[] for _ in range(group.world_size)]
+        dist.all_gather_object(shares, list(prompts), group=group.cpu_group)
+        start = sum(map(len, shares[: group.rank_in_group]))
+        return [prompt for share in shares for prompt in share], range(start, start + len(prompts))
+
+    def _rollout(self, completion: Any) -> Rollout:
+        ids = tuple(completion.token_ids)
+        logprobs = tuple(float(row[token].logprob) for token, row in zip(ids, completion.logprobs, strict=True))
+        if not all(map(math.isfinite, logprobs)):
+            raise FloatingPointError("the sampler's logits are not finite: the weights that it was given are broken")
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Rollout(ids, logprobs, text, ids[-1] not in self.stop_ids)
+
+    def _checked(self, weights: Iterable[tuple[str, Tensor]], wrong: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """Copies of the weights, since vLLM keeps them until a layer is whole; says in `wrong` what is not right."""
+        missing = dict(self._shapes)
+        for name, tensor in weights:
+            shape = missing.pop(name, None)
+            if shape is None:
+                wrong.append(f"{name} is not a parameter of the sampler's model")
+            elif shape != tensor.shape:
+                wrong.append(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+            else:
+                yield name, tensor.detach().clone()
+        wrong += [f"{name} was left out" for name in missing]
+
+
+class VllmAdapterEngine(VllmEngine):
+    """vLLM with the base weights of a LoRA policy; `sync_weights` sends it the adapter alone."""
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take a PEFT folder's adapter in place of the last one.
+
+        Raises:
+            RuntimeError: vLLM did not take the adapter.
+        """
+        from vllm.lora.request import LoRARequest
+
+        last = self._adapter
+        number = 1 if last is None else last.lora_int_id + 1  # a known number would not be read again
+        if last is not None:
+            self._llm.llm_engine.remove_lora(last.lora_int_id)
+        self._adapter = LoRARequest(f"sync {number}", number, str(folder))
+        if not self._llm.llm_engine.add_lora(self._adapter):
+            raise RuntimeError(f"weight sync failed: vLLM did not take the adapter of sync {number}")
+        self._llm.reset_prefix_cache()
+
+
+# -- a run's engine ----------------------------------------------------------------------------------------------------
+
+
+def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longest_prompt: int) -> None:
+    """Check that vLLM can sample from a model as configured, without loading it.
+
+    Raises:
+        InputError: vLLM is not installed or does not know the architecture or head size, the ranks do not make whole
+            tensor-parallel groups, or the KV cache cannot hold one sequence.
+    """
+    options = config.rollout.vllm
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "`rollout.engine` must be transformers where vLLM is not installed, got 'vllm'; install it with "
+            "`pip install vllm==0.32.0`, or `make setup` for a machine without a GPU"
+        )
+    if ranks.world_size % options.tensor_parallel:
+        raise InputError(
+            f"`rollout.vllm.tensor_parallel` must divide the number of ranks ({ranks.world_size}), "
+            f"got {options.tensor_parallel}"
+        )
+    text = model.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    if heads % options.tensor_parallel:
+        raise InputError(
+            f"`rollout.vllm.tensor_parallel` must divide the model's {heads} attention heads, "
+            f"got {options.tensor_parallel}"
+        )
+    context, longest = context_length(config, longest_prompt), longest_prompt + _longest_response(config)
+    if context < longest:
+        raise InputError(
+            f"`rollout.vllm.max_model_len` must be null or at least {longest} for a prompt of {longest_prompt} tokens "
+            f"(training or test data) and {_longest_response(config)} new ones, got {context}"
+        )
+    cache = kv_cache_bytes(config, model, ranks, longest_prompt)
+    needed = _bytes_per_token(config, model) * _whole_blocks(context)
+    if cache is not None and cache < needed:
+        raise InputError(
+            f"`rollout.vllm.kv_cache_gb` must be at least {math.ceil(needed / GIB * 1000) / 1000:g} for one sequence "
+            f"of {context} tokens (rollout.vllm.max_model_len), got {cache / GIB:.3g}"
+        )
+    _set_environment()
+    from vllm import ModelRegistry
+
+    # A configuration that was never saved names no architecture.
+    names = model.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.model_type, model.model_type)]
+    if not set(names) & set(ModelRegistry.get_supported_archs()):
+        raise InputError(
+            f"`rollout.engine` must be transformers for a model that vLLM does not know, got 'vllm' for "
+            f"{config.model.path!r}, a {' or '.join(names)}"
+        )
+    if ranks.device.type == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        sizes = CPUAttentionBackend.get_supported_head_sizes()
+        if _head_size(model) not in sizes:
+            raise InputError(
+                f"`rollout.engine` must be transformers for this model on a CPU, got 'vllm', whose CPU attention wants "
+                f"heads of size {', '.join(map(str, sizes))}, and {config.model.path!r} has {_head_size(model)}"
+            )
+
+
+def build_vllm_engine(
+    config: TrainConfig,
+    folder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedConfig,
+    ranks: Ranks,
+    longest_prompt: int,
+) -> VllmEngine:
+    """The engine of a run; called by all ranks."""
+    options = config.rollout.vllm
+    on_cpu = ranks.device.type == "cpu"
+    adapter = options.lora == "adapter" and config.model.lora is not None
+    return (VllmAdapterEngine if adapter else VllmEngine)(
+        folder,
+        tokenizer,
+        dtype=config.sampler_dtype,
+        max_model_len=context_length(config, longest_prompt),
+        max_sequences=config.rollout.max_sequences,
+        kv_cache_bytes=kv_cache_bytes(config, model, ranks, longest_prompt),
+        memory_share=options.memory_share,
+        eager=on_cpu if options.eager is None else options.eager,
+        tensor_parallel=options.tensor_parallel,
+        sleep=options.sleep and not on_cpu,
+        lora_rank=config.model.lora.rank if adapter else None,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def context_length(config: TrainConfig, longest_prompt: int) -> int:
+    """Longest sequence that the engine of a run has room for, in tokens."""
+    longest = max(longest_prompt, config.data.max_prompt_tokens) + _longest_response(config)
+    return config.rollout.vllm.max_model_len or longest
+
+
+def kv_cache_bytes(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longest_prompt: int) -> int | None:
+    """Size of a rank's KV cache, or None where vLLM is to work it out from the share of a GPU's memory."""
+    options = config.rollout.vllm
+    if options.kv_cache_gb is not None:
+        return int(options.kv_cache_gb * GIB)
+    if ranks.device.type != "cpu":
+        return None
+    prompts = math.ceil(config.rollout.prompts_per_step / ranks.world_size) * options.tensor_parallel
+    sequences = min(config.rollout.max_sequences, prompts * config.rollout.group_size)
+    # One more: vLLM keeps a block for itself.
+    wanted = (sequences + 1) * _whole_blocks(context_length(config, longest_prompt)) * _bytes_per_token(config, model)
+    free = psutil.virtual_memory().available * options.memory_share / ranks.world_size
+    return int(min(wanted, free))
+
+
+def _longest_response(config: TrainConfig) -> int:
+    return max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
+
+
+def _bytes_per_token(config: TrainConfig, model: PreTrainedConfig) -> int:
+    """Bytes of keys and values that one token takes in this rank's cache."""
+    text = model.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    own_heads = math.ceil(heads / config.rollout.vllm.tensor_parallel)
+    size = torch.finfo(getattr(torch, config.sampler_dtype)).bits // 8
+    return text.num_hidden_layers * own_heads * _head_size(model) * 2 * size
+
+
+def _head_size(model: PreTrainedConfig) -> int:
+    text = model.get_text_config(decoder=True)
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def _whole_blocks(tokens: int) -> int:
+    return math.ceil(tokens / BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def _room_for(rank: int) -> int:
+    return next((size for size in LORA_RANKS if size >= rank), rank)
+
+
+# -- vLLM as a guest ---------------------------------------------------------------------------------------------------
+
+
+def _set_environment() -> None:
+    """What vLLM reads when it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # It warns of buffers that no weight belongs to at every sync, and of the tokenizer that it is not given.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+@contextlib.contextmanager
+def _process_state_kept() -> Iterator[None]:
+    """Undo what vLLM's start does to the process: seeds, libraries for child processes, torch's thread setting."""
+    preload = os.environ.get("LD_PRELOAD")
+    numbers, array = random.getstate(), np.random.get_state()
+    set_num_threads = torch.set_num_threads
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        random.setstate(numbers)
+        np.random.set_state(array)
+        os.environ.pop("LD_PRELOAD", None)
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload

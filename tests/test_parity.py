@@ -1,0 +1,150 @@
+"""The parity probe: its limits, and runs whose sampler is sabotaged from outside."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from launching import SMALL
+from torch import Tensor
+
+from clipo_ds import distributed, trainer, vllm_engine
+from clipo_ds.config import load_config
+from clipo_ds.generation import TransformersEngine
+from clipo_ds.parity import check_after_sync, check_parity, parity_limits
+from clipo_ds.records import open_run
+from clipo_ds.schema import TrainConfig
+from clipo_ds.types import MismatchError
+
+NEEDS_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+ENGINES = [
+    pytest.param("transformers"),
+    pytest.param("vllm", marks=[pytest.mark.vllm, NEEDS_VLLM]),
+]
+CPU = f"--ds_config={Path(__file__).parents[1]}/ds_configs/zero3_cpu.json"
+# Steps that move the weights far enough to be seen, with gradients in each of them.
+FAST = ["--steps=3", "--optimizer.learning_rate=1e-2", "--objective.kl_coefficient=0"]
+
+
+def config(*flags: str) -> TrainConfig:
+    return load_config("demo", [*SMALL[1:], CPU, *FAST, *flags])
+
+
+def measured(max_abs: float, mean_abs: float = 0.0) -> dict[str, float]:
+    return {"mismatch/max_abs": max_abs, "mismatch/mean_abs": mean_abs, "response/length": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "limits"),
+    [
+        ([], {"max_abs": 1e-3}),
+        (["--model.dtype=bfloat16"], {"max_abs": 0.5, "mean_abs": 0.05}),
+        (["--rollout.dtype=bfloat16"], {"max_abs": 0.5, "mean_abs": 0.05}),
+        (["--rollout.parity.max_abs=0.2", "--rollout.parity.mean_abs=0.1"], {"max_abs": 0.2, "mean_abs": 0.1}),
+        (["--rollout.parity.max_abs=null"], {}),
+    ],
+)
+def test_limits_follow_the_precision_of_both_sides_unless_they_are_given(
+    flags: list[str], limits: dict[str, float]
+) -> None:
+    assert parity_limits(config(*flags)) == limits
+
+
+def test_only_what_is_above_a_limit_stops_and_the_message_says_where_to_look() -> None:
+    half = config("--model.dtype=bfloat16")
+    check_parity(half, measured(0.49, 0.049))
+    with pytest.raises(MismatchError, match=r"mismatch/max_abs = 0.51 is above rollout.parity.max_abs = 0.5: sampler"):
+        check_parity(half, measured(0.51))
+    with pytest.raises(MismatchError, match=r"mean_abs = 0.06 .* sync .* lm_head.weight .* adapter .* prefix cache"):
+        check_parity(half, measured(0.1, 0.06))
+
+
+def test_what_is_no_number_is_a_mismatch_unless_nothing_was_sampled() -> None:
+    with pytest.raises(MismatchError, match="nan"):
+        check_parity(config(), measured(math.nan, math.nan))
+    check_parity(config(), measured(math.nan, math.nan) | {"response/length": math.nan})
+
+
+def test_rollouts_that_are_known_to_be_stale_are_only_measured() -> None:
+    check_parity(config(), measured(3.0), stale=True)
+
+
+def test_importance_weights_are_on_for_vllm_and_off_by_one_field() -> None:
+    assert config().importance_cap is None
+    assert config("--rollout.engine=vllm").importance_cap == 2
+    assert config("--rollout.engine=vllm", "--objective.importance_cap=null").importance_cap is None
+    assert config("--objective.importance_cap=3").importance_cap == 3
+
+
+# -- sabotage ----------------------------------------------------------------------------------------------------------
+
+
+def stopped(run_dir: Path, *flags: str) -> str:
+    """Train, and give the message with which the probe stopped the run at its second step."""
+    with pytest.raises(MismatchError) as caught:
+        trainer.train(config(*flags, f"--run_dir={run_dir}"))
+    distributed.stop()
+    message = str(caught.value)
+    assert message.startswith("step 2: mismatch/max_abs = ")
+    assert "its rollouts are written" in message
+    run = open_run(run_dir)
+    assert len(run.metrics()) == 1  # the second step changed nothing and counts for nothing
+    assert run.rollouts(step=2).num_rows == 32
+    return message
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_skipped_sync_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.setattr(trainer, "sync_weights", lambda model, engine: None)  # the first one is in clipo_ds.parts
+    assert "a weight sync that was skipped" in stopped(tmp_path / "run", f"--rollout.engine={engine}")
+
+
+@pytest.mark.vllm
+@NEEDS_VLLM
+def test_a_stale_tied_head_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, first = vllm_engine.VllmEngine.load_weights, {}
+
+    def stale_head(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            yield name, first.setdefault(name, tensor.clone()) if name == "lm_head.weight" else tensor
+
+    monkeypatch.setattr(
+        vllm_engine.VllmEngine, "load_weights", lambda engine, weights: load(engine, stale_head(weights))
+    )
+    message = stopped(tmp_path / "run", "--rollout.engine=vllm")
+    assert "tied embeddings" in message and first["lm_head.weight"].shape == torch.Size([18, 64])
+
+
+@pytest.mark.vllm
+@NEEDS_VLLM
+def test_a_dropped_adapter_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = vllm_engine.VllmAdapterEngine.load_adapter
+
+    def drop(engine: vllm_engine.VllmAdapterEngine, folder: Path) -> None:
+        load(engine, folder)
+        engine._adapter = None  # requests that name no adapter are answered by the base, without complaint
+
+    monkeypatch.setattr(vllm_engine.VllmAdapterEngine, "load_adapter", drop)
+    flags = ["--rollout.engine=vllm", "--rollout.vllm.lora=adapter", "--model.lora.rank=8"]
+    assert "a LoRA adapter that never reached the sampler" in stopped(tmp_path / "run", *flags)
+
+
+def test_a_merge_that_forgets_the_adapter_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, first = TransformersEngine.load_weights, {}
+
+    def without_adapter(engine: TransformersEngine, weights: Iterable[tuple[str, Tensor]]) -> None:
+        load(engine, ((name, first.setdefault(name, tensor.clone())) for name, tensor in weights))
+
+    monkeypatch.setattr(TransformersEngine, "load_weights", without_adapter)
+    assert "adapter" in stopped(tmp_path / "run", "--model.lora.rank=8")
+
+
+@pytest.mark.parametrize("gap", [2e-3, math.nan])
+def test_an_update_that_did_not_reach_a_server_ahead_of_the_trainer_stops_too(gap: float) -> None:
+    check_after_sync(config(), 9e-4)
+    with pytest.raises(MismatchError, match=r"mismatch/after_sync = .* is above rollout.parity.max_abs = 0.001"):
+        check_after_sync(config(), gap)
