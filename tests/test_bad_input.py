@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,11 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         (["--recipe=demmo"], ["demmo", "demo"]),
         (["--resume=nowhere"], ["resume", "nowhere"]),
         (["--contrastive.head=linear", "--contrastive.head_path=nowhere"], ["contrastive.head_path", "nowhere"]),
+        (["--rollout.parity.max_abs=0"], ["rollout.parity.max_abs", "positive", "0"]),
+        (["--rollout.engine=vlm"], ["rollout.engine", "vllm", "vlm"]),
+        (["--rollout.vllm.memory_share=1.5"], ["rollout.vllm.memory_share", "1.5"]),
+        (["--rollout.engine=vllm", "--rollout.vllm.max_model_len=40"], ["rollout.vllm.max_model_len", "64", "40"]),
+        (["--rollout.engine=vllm", "--rollout.vllm.lora=adapter"], ["rollout.vllm.lora", "merged", "model.lora"]),
         (["--logging.trackers=[nobody]"], ["logging.trackers", "nobody"]),
         (["--reward.functions=[{function: 'nowhere.py:f'}]"], ["reward.functions", "nowhere.py"]),
     ],
@@ -114,8 +121,6 @@ def test_missing_empty_and_malformed_data(capsys, tmp_path, small_model, monkeyp
 
 
 def test_wrong_models(capsys, tmp_path, small_model, monkeypatch):
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     data = rows(tmp_path / "data.jsonl", *[{"prompt": "1+1", "answer": "2"}] * 8)
     silent = tmp_path / "no_template"
@@ -131,6 +136,34 @@ def test_wrong_models(capsys, tmp_path, small_model, monkeypatch):
     fails(capsys, tmp_path, on_data(narrow, data), "model.path", "vocab", "50")
     long = ["--rollout.max_new_tokens=10000", "--optimizer.max_tokens_per_micro_batch=20000"]
     fails(capsys, tmp_path, [*on_data(small_model, data), *long], "rollout.max_new_tokens", "256")
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+def test_what_vllm_cannot_do(capsys, tmp_path, small_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vllm = [*SMALL, CPU, "--rollout.engine=vllm"]
+    fails(
+        capsys, tmp_path, [*vllm, "--rollout.vllm.tensor_parallel=2"], "rollout.vllm.tensor_parallel", "ranks (1)", "2"
+    )
+    fails(capsys, tmp_path, [*vllm, "--rollout.vllm.kv_cache_gb=1e-5"], "rollout.vllm.kv_cache_gb", "max_model_len")
+    long = ["--evaluation.max_new_tokens=80", "--rollout.vllm.max_model_len=64"]
+    fails(capsys, tmp_path, [*vllm, *long], "rollout.vllm.max_model_len", "80 new ones", "64")
+    data = rows(tmp_path / "data.jsonl", *[{"prompt": "1+1", "answer": "2"}] * 8)
+    narrow = [*on_data(small_model, data), "--rollout.engine=vllm"]
+    fails(capsys, tmp_path, narrow, "rollout.engine", "transformers", "heads of size", "16")
+    strange = tmp_path / "strange"
+    shutil.copytree(small_model, strange)
+    config = json.loads((strange / "config.json").read_text()) | {"architectures": ["HomemadeForCausalLM"]}
+    (strange / "config.json").write_text(json.dumps(config))
+    fails(capsys, tmp_path, [*on_data(strange, data), "--rollout.engine=vllm"], "rollout.engine", "HomemadeForCausalLM")
+
+
+def test_vllm_that_is_not_installed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "vllm" else find(name, *rest))
+    fails(capsys, tmp_path, [*SMALL, CPU, "--rollout.engine=vllm"], "rollout.engine", "not installed", "make setup")
 
 
 def test_evaluate_and_export_name_what_is_wrong(capsys, tmp_path, small_model):
