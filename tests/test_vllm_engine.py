@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
 import math
@@ -261,10 +262,9 @@ def test_an_adapter_sent_beside_the_base_weights_equals_the_policy(folder: str, 
 def _update(policy) -> None:
     """One optimiser step towards likelier responses, whatever they are."""
     batch = make_batch()
-    batch = type(batch)(
-        batch.input_ids % VOCABULARY, batch.attention_mask, batch.response_start, batch.response_ids % VOCABULARY,
-        batch.response_mask, batch.rows,
-    )  # fmt: skip
+    batch = dataclasses.replace(
+        batch, input_ids=batch.input_ids % VOCABULARY, response_ids=batch.response_ids % VOCABULARY
+    )
     policy.backward(-policy.forward(batch).logprobs.sum(), last=True)
     policy.step()
 
@@ -274,7 +274,7 @@ def _policy_gap(policy, groups: list[Group]) -> float:
     from clipo_ds.batching import collate, flatten_groups
 
     flat = flatten_groups(groups)
-    batch = collate(flat, list(range(len(flat))), 0)
+    batch = collate(flat, [[row] for row in range(len(flat))], 0)
     scored = policy.score(batch).logprobs.double()
     sampled = torch.zeros_like(scored)
     sampled[batch.response_mask] = torch.tensor([p for _, r in flat for p in r.logprobs], dtype=torch.float64)
