@@ -286,6 +286,9 @@ def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longe
             f"`rollout.vllm.tensor_parallel` must divide the number of ranks ({ranks.world_size}), "
             f"got {options.tensor_parallel}"
         )
+    if options.tensor_parallel > 1 and ranks.device.type == "cpu":
+        # vLLM 0.32 names the shared memory of a CPU group after "env://", which is no name that a system takes.
+        raise InputError(f"`rollout.vllm.tensor_parallel` must be 1 on a CPU, got {options.tensor_parallel}")
     text = model.get_text_config(decoder=True)
     heads = text.num_attention_heads
     if heads % options.tensor_parallel:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from launching import SMALL, metrics, train
+from launching import SMALL, metrics, run, train
 from scipy import stats
 from small_policy import make_batch, make_policy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -281,10 +281,7 @@ def _policy_gap(policy, groups: list[Group]) -> float:
     return float((scored - sampled)[batch.response_mask].abs().max())
 
 
-@pytest.mark.parametrize(
-    ("ranks_", "arguments"),
-    [(1, ["--model.lora.rank=4"]), (2, []), (2, ["--rollout.vllm.tensor_parallel=2"])],
-)
+@pytest.mark.parametrize(("ranks_", "arguments"), [(1, ["--model.lora.rank=4"]), (2, [])])
 def test_training_end_to_end(tmp_path: Path, ranks_: int, arguments: list[str]) -> None:
     run_dir = tmp_path / "run"
     train(
@@ -295,3 +292,9 @@ def test_training_end_to_end(tmp_path: Path, ranks_: int, arguments: list[str]) 
     assert len(rows) == 2
     assert all(0 < row["mismatch/max_abs"] < 1e-4 for row in rows)
     assert rows[0]["policy/grad_norm"] > 0
+
+
+def test_two_ranks_hold_one_engine_and_keep_their_own_results(tmp_path: Path) -> None:
+    done = run("../tests/tensor_parallel.py", str(tmp_path), ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in tmp_path.glob("*.done")} == {"rank0.done", "rank1.done"}
