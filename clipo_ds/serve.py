@@ -117,7 +117,9 @@ def vllm_flags(config: TrainConfig | None, *, model: str | None, weights: str) -
             "dtype": config.model.dtype if rollout.dtype == "auto" else rollout.dtype,
             "max-model-len": config.data.max_prompt_tokens + response,
             "max-num-seqs": rollout.max_sequences,
-            "max-num-batched-tokens": max(MIN_BATCHED_TOKENS, config.data.max_prompt_tokens + response),
+            "max-num-batched-tokens": max(
+                MIN_BATCHED_TOKENS, config.data.max_prompt_tokens + response, rollout.max_sequences
+            ),
         }
         if config.model.trust_remote_code:
             flags["trust-remote-code"] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from launching import ROOT, free_port
+from launching import ROOT
 
 START_LIMIT_S = 300
 
@@ -24,7 +25,7 @@ class Server:
     """`scripts/serve.py` in a process group of its own, which holds vLLM's engine and workers too."""
 
     def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
-        self.port = free_port()
+        self.port = quiet_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         variables = os.environ | {
@@ -52,6 +53,14 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def quiet_port() -> int:
+    """A free port that no outgoing connection takes in the half minute before vLLM listens on it."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Detour:

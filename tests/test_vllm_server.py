@@ -43,8 +43,8 @@ def servers(tmp_path_factory) -> Iterator[list[Server]]:
     materialise_model("arithmetic", task=load_config("demo", SMALL[1:]).task)
     folder = tmp_path_factory.mktemp("servers")
     # So few tokens a forward that prompts have to wait: in parts, they would kill a CPU server (see serve.CPU_FLAGS).
-    few = "--max-num-batched-tokens=64"
-    started = [Server(folder / f"{number}.log", *SMALL, few) for number in range(2)]
+    few = ["--max-num-batched-tokens=64", "--max-num-seqs=16"]
+    started = [Server(folder / f"{number}.log", *SMALL, *few) for number in range(2)]
     try:
         for server in started:
             server.wait()
