@@ -466,7 +466,8 @@ class ObjectiveConfig:
         require(length is None or length >= 1, "objective.constant_length", "null or at least 1", length)
         require(self.kl_coefficient >= 0, "objective.kl_coefficient", "at least 0", self.kl_coefficient)
         cap = self.importance_cap
-        require(cap in (None, "auto") or cap > 0, "objective.importance_cap", "null, auto or a positive number", cap)
+        fine = cap is None or cap == "auto" or cap > 0
+        require(fine, "objective.importance_cap", "null, auto or a positive number", cap)
         require(self.max_sampling_rounds >= 1, "objective.max_sampling_rounds", "at least 1", self.max_sampling_rounds)
 
 

@@ -73,7 +73,10 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         ([*SERVED, "--rollout.server.sync_timeout_s=0"], ["rollout.server.sync_timeout_s", "positive"]),
         (["--rollout.async_steps=1"], ["rollout.async_steps", "vllm_server"]),
         ([*SERVED, "--rollout.async_steps=2"], ["rollout.async_steps", "0 or 1"]),
-        ([*SERVED, "--rollout.async_steps=1"], ["objective.importance_cap", "rollout.async_steps"]),
+        (
+            [*SERVED, "--rollout.async_steps=1", "--objective.importance_cap=null"],
+            ["objective.importance_cap", "rollout.async_steps"],
+        ),
         (["--objective.name=ppo"], ["objective.name", "grpo", "ppo"]),
         (["--ds_config=nowhere.json"], ["ds_config", "nowhere.json"]),
         (["--recipe=demmo"], ["demmo", "demo"]),
@@ -139,7 +142,6 @@ def test_wrong_models(capsys, tmp_path, small_model, monkeypatch):
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 def test_what_vllm_cannot_do(capsys, tmp_path, small_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vllm = [*SMALL, CPU, "--rollout.engine=vllm"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,10 +19,9 @@ from clipo_ds.records import open_run
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError
 
-NEEDS_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 ENGINES = [
     pytest.param("transformers"),
-    pytest.param("vllm", marks=[pytest.mark.vllm, NEEDS_VLLM]),
+    pytest.param("vllm", marks=pytest.mark.vllm),
 ]
 CPU = f"--ds_config={Path(__file__).parents[1]}/ds_configs/zero3_cpu.json"
 # Steps that move the weights far enough to be seen, with gradients in each of them.
@@ -104,7 +102,6 @@ def test_a_skipped_sync_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.vllm
-@NEEDS_VLLM
 def test_a_stale_tied_head_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, first = vllm_engine.VllmEngine.load_weights, {}
 
@@ -120,7 +117,6 @@ def test_a_stale_tied_head_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.vllm
-@NEEDS_VLLM
 def test_a_dropped_adapter_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = vllm_engine.VllmAdapterEngine.load_adapter
 

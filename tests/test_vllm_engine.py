@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import math
 import re
 from collections.abc import Iterator
@@ -28,10 +27,7 @@ from clipo_ds.vllm_engine import VllmAdapterEngine, VllmEngine
 from clipo_ds.warm_start import build_tokenizer
 from clipo_ds.weight_sync import sync_weights
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM"),
-]
+pytestmark = pytest.mark.vllm
 
 TOKENIZER = build_tokenizer()
 VOCABULARY = len(TOKENIZER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import threading
 import time
@@ -30,7 +29,6 @@ from clipo_ds.weight_sync import sync_weights
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
 CPU = "--ds_config=ds_configs/zero3_cpu.json"
@@ -84,7 +82,7 @@ def test_logprobs_are_the_trainers_after_every_update(servers, ranks, folder, lo
     for _ in range(3):
         sync_weights(policy.model, engine)
         flat = flatten_groups(sampled(engine))
-        batch = collate(flat, range(len(flat)), pad_token_id=0)
+        batch = collate(flat, [[row] for row in range(len(flat))], pad_token_id=0)
         scores = policy.score(batch)
         for row, (_, rollout) in enumerate(flat):
             trainers = scores.logprobs[row, : len(rollout.token_ids)]
