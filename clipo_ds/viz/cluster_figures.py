@@ -50,7 +50,7 @@ PANELS = (
     ("silhouette, within groups", "silhouette_group", BLUE),
     ("right-right minus right-wrong cosine", "margin", GREEN),
     ("probe AUC: right answer", "probe_correct", ORANGE),
-    ("probe AUC: right process, right answers", "probe_process_among_correct", VERMILLION),
+    ("probe AUC: process, right answers", "probe_process_among_correct", VERMILLION),
 )
 
 
@@ -90,7 +90,7 @@ def cluster_figure(
     frame = table.frame.iloc[projection.rows]
     shown = np.ones(len(frame), bool) if step is None else (frame["step"] == step).to_numpy()
     if prompts is not None:
-        shown &= frame["prompt"].isin(list(prompts)).to_numpy()
+        shown = shown & frame["prompt"].isin(list(prompts)).to_numpy()
     places = np.flatnonzero(shown)
     figure = go.Figure()
     rows: list[np.ndarray] = []

@@ -32,13 +32,12 @@ from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts, as_run, open_rollouts
 from clipo_ds.viz.interact import Plot, in_words, notes, said
 from clipo_ds.viz.projections import CENTRES, METHODS, Projection, project
 from clipo_ds.viz.reading import (
-    mark_false_equations,
     neighbours,
     rollout_html,
     rollouts_table,
     short,
     siblings,
-    suspects,
+    suspects_html,
 )
 from clipo_ds.viz.separation import separation_course, separation_of_step
 from clipo_ds.viz.theme import boxed
@@ -240,25 +239,6 @@ def trail_view(run: Run | str | Path | None = None, *, method: str = "PCA") -> w
 def suspects_view(run: Run | str | Path | None = None, *, limit: int = 20) -> widgets.Widget:
     """Right answers with a false step, those first that training reinforced most."""
     return widgets.HTML(boxed(suspects_html(open_rollouts(as_run(run)), limit)))
-
-
-def suspects_html(table: Rollouts, limit: int = 20) -> str:
-    """The list behind `suspects_view`, to be opened one by one."""
-    found = suspects(table, limit)
-    total = int((table.frame["cell"] == RIGHT_BUT_WRONG).sum())
-    if total == 0:
-        if table.frame["process_consistent"].isna().all():
-            return '<div class="note">No reasoning of this run states an equation that could be checked.</div>'
-        return "<div>No right answer of this run has a false step.</div>"
-    right = int(table.frame["correct"].sum())
-    shown = f", the {len(found)} with the highest advantage" if total > len(found) else ""
-    items = [f"<h4>{total:,} of {right:,} right answers have a false step{shown}</h4>"]
-    for row, entry in found.iterrows():
-        items.append(
-            f"<details><summary>advantage {entry['advantage']:+.2f} · {entry['num_wrong']} false · "
-            f"{mark_false_equations(short(entry['response'], 110))}</summary>{rollout_html(table, row)}</details>"
-        )
-    return "".join(items)
 
 
 def _trail(table: Rollouts, projection: Projection, prompt: int, texts: Any) -> Any:

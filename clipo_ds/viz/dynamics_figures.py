@@ -84,7 +84,8 @@ def contrastive_figure(metrics: pd.DataFrame) -> go.Figure:
         return empty_figure(NO_TERM)
     positive, negative = (metrics.get(f"contrastive/{kind}_similarity") for kind in ("positive", "negative"))
     frame = metrics if positive is None or negative is None else metrics.assign(margin=positive - negative)
-    figure = _panels(frame, CONTRASTIVE, columns=3)
+    has_head = frame.get("contrastive/head_norm", pd.Series(dtype=float)).fillna(0.0).any()
+    figure = _panels(frame, CONTRASTIVE if has_head else CONTRASTIVE[:-1], columns=3)
     gap = metrics.get("contrastive/reward_gap", pd.Series(dtype=float)).dropna()
     title = "The contrastive term over training"
     if len(gap):
@@ -210,9 +211,10 @@ def advantage_figure(table: Rollouts, step: int, group: int) -> go.Figure:
     change = float(np.abs(frame["advantage"].to_numpy() - without).mean())
     return titled(
         figure,
-        f"The contrastive term moves these advantages by {change:.2f} on average and turns {turned} of them round",
+        f"The contrastive term moves these advantages by {change:.2f} on average, {turned} of them to the other sign",
         f"group {group} of step {step}; ✓ / ✗: answer, then process (· unknown)", height=360,
-        xaxis={"title": "rollout", "tickangle": -90}, yaxis={"title": "advantage"}, margin={"b": 110}, bargap=0.25, bargroupgap=0.05,
+        xaxis={"title": "rollout", "tickangle": -90}, yaxis={"title": "advantage"},
+        margin={"b": 110}, bargap=0.25, bargroupgap=0.05,
     )  # fmt: skip
 
 

@@ -145,13 +145,18 @@ def _lay_out(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, t
     if variance == 0.0:
         return np.zeros((num, 2), np.float32), ()  # all the same: nothing tells one direction from another
     reduced = pca.fit_transform(vectors).astype(np.float32)
-    if method == "PCA" or num < SMALLEST:
+    if method == "PCA" or num < SMALLEST or reduced.shape[1] < 2:
         points = np.zeros((num, 2), np.float32)
         points[:, : min(2, reduced.shape[1])] = reduced[:, :2]
         shares = tuple(float(share) for share in pca.explained_variance_ratio_[:2])
         return points, (*shares, *[0.0] * (2 - len(shares))) if method == "PCA" else ()
-    points = NONLINEAR[method](reduced, min(NUM_NEIGHBOURS, num - 1), seed)
-    return np.ascontiguousarray(points, np.float32), ()
+    # Equal texts have equal embeddings: one of each is laid out, or the neighbours of a point would be its copies.
+    _, first, which = np.unique(vectors, axis=0, return_index=True, return_inverse=True)
+    distinct = reduced[first]
+    if len(distinct) < SMALLEST:
+        return np.ascontiguousarray(reduced[:, :2]), ()
+    points = NONLINEAR[method](distinct, min(NUM_NEIGHBOURS, len(distinct) - 1), seed)
+    return np.ascontiguousarray(points[which.reshape(-1)], np.float32), ()
 
 
 def _pacmap(vectors: np.ndarray, num_neighbours: int, seed: int) -> np.ndarray:

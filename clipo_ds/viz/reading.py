@@ -113,6 +113,25 @@ def suspects(table: Rollouts, limit: int = 20) -> pd.DataFrame:
     return found.sort_values(["advantage", "num_wrong"], ascending=False, kind="stable")
 
 
+def suspects_html(table: Rollouts, limit: int = 20) -> str:
+    """The list behind `suspects_view`, to be opened one by one."""
+    found = suspects(table, limit)
+    total = int((table.frame["cell"] == RIGHT_BUT_WRONG).sum())
+    if total == 0:
+        if table.frame["process_consistent"].isna().all():
+            return '<div class="note">No reasoning of this run states an equation that could be checked.</div>'
+        return "<div>No right answer of this run has a false step.</div>"
+    right = int(table.frame["correct"].sum())
+    shown = f", the {len(found)} with the highest advantage" if total > len(found) else ""
+    items = [f"<h4>{total:,} of {right:,} right answers have a false step{shown}</h4>"]
+    for row, entry in found.iterrows():
+        items.append(
+            f"<details><summary>advantage {entry['advantage']:+.2f} · {entry['num_wrong']} false · "
+            f"{mark_false_equations(short(entry['response'], 110))}</summary>{rollout_html(table, row)}</details>"
+        )
+    return "".join(items)
+
+
 def rollouts_table(table: Rollouts, rows: Sequence[int] | np.ndarray, similarity: Sequence[float] | None = None) -> str:
     """Some rollouts as an HTML table, short."""
     rows = np.asarray(rows, dtype=np.int64)

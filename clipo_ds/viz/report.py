@@ -1,7 +1,7 @@
 """A run as one HTML file that opens anywhere: plotly's script is inside, nothing is fetched.
 
-The pictures are those of the notebooks. `write_pictures` makes PNGs of them, for a README, through kaleido, which needs a
-Chromium.
+The pictures are those of the notebooks. `write_pictures` makes PNGs of them, for a README, through kaleido, which needs
+a Chromium.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import plotly.io as pio
+from plotly.offline import get_plotlyjs
 
 from clipo_ds.records import Run
 from clipo_ds.types import InputError
 from clipo_ds.viz.cluster_figures import cluster_figure, separation_course_figure, separation_figure
-from clipo_ds.viz.cluster_view import suspects_html
 from clipo_ds.viz.dynamics_figures import (
     advantage_figure,
     contrastive_figure,
@@ -28,6 +28,7 @@ from clipo_ds.viz.dynamics_figures import (
 )
 from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts, as_run, metrics_frame, open_rollouts, run_state
 from clipo_ds.viz.projections import project
+from clipo_ds.viz.reading import suspects_html
 from clipo_ds.viz.separation import separation_course, separation_of_step
 from clipo_ds.viz.theme import CONFIG, boxed
 
@@ -35,8 +36,8 @@ MAX_REPORT_POINTS = 6_000  # 1 MB of HTML
 NUM_SUSPECTS = 20
 PICTURE_WIDTH = 1100
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>body {{max-width: 1180px; margin: 24px auto; padding: 0 16px; font-family: system-ui, sans-serif; color: #2B2F36}}
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{max-width: 1180px; margin: 24px auto; padding: 0 16px; font-family: system-ui, sans-serif; color: #2B2F36}}
 h1 {{font-size: 22px}} h2 {{font-size: 17px; margin-top: 36px; border-bottom: 1px solid #E8EAED}}</style>
 <script>{script}</script></head><body>{body}</body></html>
 """
@@ -151,8 +152,6 @@ def _embedding_figures(table: Rollouts) -> dict[str, go.Figure]:
 
 def _plotly_script() -> str:
     """plotly.js, which must not end the script element that it stands in."""
-    from plotly.offline import get_plotlyjs
-
     return get_plotlyjs().replace("</script", "<\\/script")
 
 

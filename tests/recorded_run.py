@@ -1,0 +1,90 @@
+"""A small run folder with known contents, written as the trainer writes it: what the tests of the pictures look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from clipo_ds.records import RunWriter
+
+FALSE_STEP = "2+2=5;5-1=4;#4"  # the answer is right, both ways lead there
+RIGHT = "2+2=4;#4"
+WRONG = "2+2=6;#6"
+CONFIG = {
+    "steps": 3,
+    "seed": 0,
+    "objective": {"name": "grpo", "advantage_normalize": None},
+    "contrastive": {"weight": 0.2, "floor": -0.5, "shuffle": False},
+    "model": {"path": "arithmetic"},
+}
+
+
+def write_run(
+    path: Path,
+    *,
+    steps: int = 3,
+    groups: int = 4,
+    group_size: int = 6,
+    size: int = 8,
+    embeddings: bool = True,
+    only_right: bool = False,
+    config: dict | None = None,
+    seed: int = 0,
+) -> Path:
+    """Groups of `group_size`: half right (the last of them with a false step), half wrong; the same prompts each step.
+
+    Right answers lie around one direction, wrong ones around another, both the further apart the later the step.
+    """
+    rng = np.random.default_rng(seed)
+    config = CONFIG | {"steps": steps, "seed": seed} | (config or {})
+    writer = RunWriter.create(path, config_yaml=yaml.safe_dump(config), ds_config={}, environment={"commit": "abc"})
+    num, half = groups * group_size, group_size // 2
+    place = np.arange(num) % group_size
+    correct = np.ones(num, bool) if only_right else place < half
+    false_step = correct & (place == half - 1)
+    for step in range(1, steps + 1):
+        contrast = np.where(false_step, -0.5, np.where(correct, 0.1, 0.0))
+        reward = correct + contrast
+        vectors = rng.normal(size=(num, size))
+        vectors[:, 0] += np.where(correct, 1, -1) * step
+        columns = {
+            "group": np.arange(num) // group_size,
+            "prompt": [f"2+2: problem {n // group_size} <b>" for n in range(num)],
+            "response": np.where(false_step, FALSE_STEP, np.where(correct, RIGHT, WRONG)).tolist(),
+            "ground_truth": ["4"] * num,
+            "extracted": ["4" if right else "6" for right in correct],
+            "correct": correct,
+            "process_consistent": (correct & ~false_step).tolist(),
+            "reward": reward.astype(np.float32),
+            "contrastive_loss": [1.0 if right else None for right in correct],
+            "contrastive_reward": contrast.astype(np.float32),
+            "advantage": (reward - reward.mean()).astype(np.float32),
+            "num_tokens": np.full(num, 10, np.int32) + place.astype(np.int32),
+            "truncated": np.zeros(num, bool),
+            "source": ["sums"] * num,
+            "prompt_uid": (100 + np.arange(num) // group_size).tolist(),
+            "outcome_reward": correct.astype(np.float32),
+        }
+        if embeddings:
+            columns["embedding"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        writer.write_rollouts(step, columns)
+        writer.write_metrics(
+            step,
+            {
+                "reward/mean": 0.5, "reward/total": 0.55, "accuracy/mean": float(correct.mean()),
+                "process/consistent": 0.4, "process/consistent_among_correct": 0.5 + step / 10,
+                "contrastive/loss": 1.0 / step, "contrastive/valid_share": 1.0, "contrastive/floor_share": 0.1,
+                "contrastive/positive_similarity": 0.6, "contrastive/negative_similarity": 0.1,
+                "contrastive/reward_process_right": 0.1, "contrastive/reward_process_wrong": -0.5,
+                "contrastive/reward_gap": 0.6, "contrastive/head_norm": 2.0, "time/step": 0.1,
+            },
+        )  # fmt: skip
+    return path
+
+
+def tear_newest(path: Path) -> None:
+    """Cut the newest rollouts file in half, as a folder that is being copied has it."""
+    newest = max((path / "rollouts").glob("step_*.parquet"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
