@@ -115,7 +115,7 @@ def test_a_plot_stores_what_it_shows_and_has_no_share_button():
     plot = Plot(go.Figure(go.Scatter(x=[1], y=[2], text=["a"]), {"title": {"text": "one"}}))
     assert plot._config["showSendToCloud"] is False
     assert not plot.show_figure(go.Figure(go.Scatter(x=[3], y=[4]), {"title": {"text": "two"}}))
-    assert plot._widget_data[0]["x"] == (3,)
+    assert list(plot._widget_data[0]["x"]) == [3]
     assert "text" not in {key for key, value in plot._widget_data[0].items() if value is not None}
     assert plot._widget_layout["title"]["text"] == "two"
     assert plot.show_figure(go.Figure([go.Scatter(x=[5], y=[6]), go.Bar(x=[1], y=[1])]))

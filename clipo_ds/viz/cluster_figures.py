@@ -100,21 +100,31 @@ def cluster_figure(
         marker={"size": 4, "color": PALE, "opacity": 0.35}, hoverinfo="skip", visible=True,
     )  # fmt: skip
     rows.append(projection.rows[~shown])
-    symbols = _symbols(frame, shape)
-    hover = _hover_lines(frame.iloc[places]) if len(places) <= MAX_HOVER_LINES else None
-    for name, chosen, marker in _layers(frame.iloc[places], colour):
-        own = places[chosen]
-        figure.add_scattergl(
-            x=_narrow(projection.points[own, 0]), y=_narrow(projection.points[own, 1]), mode="markers",
-            name=f"{name} ({len(own):,})" if name else "rollouts", showlegend=bool(name),
-            customdata=projection.rows[own].astype(np.int32),
-            text=None if hover is None else hover[chosen],
-            hovertemplate=(f"<b>{name}</b><br>" if name else "") + "rollout %{customdata}"
-            + ("" if hover is None else "<br>%{text}") + "<extra></extra>",
-            marker={**marker, "symbol": symbols[own]},
-        )  # fmt: skip
-        rows.append(projection.rows[own])
-    _shape_legend(figure, frame.iloc[places], shape)
+    seen = frame.iloc[places]
+    hover = _hover_lines(seen) if len(places) <= MAX_HOVER_LINES else None
+    numbers, words = _shape_words(seen, shape)
+    values = _narrow(seen[NUMBERS[colour][0]].fillna(0.0)) if colour in NUMBERS else None
+    for name, of_colour, marker in _layers(seen, colour):
+        named = False
+        # A trace a shape: one symbol is checked and sent once, and 20,000 are not.
+        for number in range(len(words)):
+            chosen = np.flatnonzero(of_colour & (numbers == number))
+            own = places[chosen]
+            figure.add_scattergl(
+                x=_narrow(projection.points[own, 0]), y=_narrow(projection.points[own, 1]), mode="markers",
+                name=f"{name} ({of_colour.sum():,})" if name else "rollouts", legendgroup=name or "rollouts",
+                showlegend=bool(name) and not named and len(own) > 0,
+                customdata=projection.rows[own].astype(np.int32),
+                text=None if hover is None else hover[chosen],
+                hovertemplate=(f"<b>{name}</b><br>" if name else "") + "rollout %{customdata}"
+                + ("" if hover is None else "<br>%{text}") + "<extra></extra>",
+                marker={**marker, "symbol": SYMBOLS[number]}
+                if values is None
+                else {**marker, "symbol": SYMBOLS[number], "color": values[chosen], "coloraxis": "coloraxis"},
+            )  # fmt: skip
+            named |= len(own) > 0
+            rows.append(projection.rows[own])
+    _shape_legend(figure, numbers, words)
     rows += [np.zeros(0, np.int64)] * (len(figure.data) - len(rows))
     axes = {"showgrid": False, "zeroline": False}
     names = [f"component {axis}" for axis in (1, 2)] if projection.method == "PCA" else [projection.method] * 2
@@ -240,10 +250,9 @@ def separation_figure(scores: dict) -> go.Figure:
 
 
 def _layers(frame: pd.DataFrame, colour: str) -> list[tuple[str, np.ndarray, dict]]:
-    """Name, positions in the frame, and marker of each trace; what must be seen comes last, on top."""
+    """Name, rollouts (Bool[N]) and marker of each colour; what must be seen comes last, on top."""
     if colour in NUMBERS:
-        values = _narrow(frame[NUMBERS[colour][0]].fillna(0.0))
-        return [("", np.arange(len(frame)), {"size": 7, "color": values, "coloraxis": "coloraxis"})]
+        return [("", np.ones(len(frame), bool), {"size": 7})]
     if colour == "answer":
         parts = [("wrong answer", ~frame["correct"], GREY), ("right answer", frame["correct"], GREEN)]
     elif colour == "prompt":
@@ -254,9 +263,8 @@ def _layers(frame: pd.DataFrame, colour: str) -> list[tuple[str, np.ndarray, dic
         order = sorted(CELLS, key=lambda cell: (cell == RIGHT_BUT_WRONG, cell.startswith("right")))
         parts = [(cell, frame["cell"] == cell, CELL_COLOURS[cell]) for cell in order]
     return [
-        (name, np.flatnonzero(chosen), {"size": 10 if name == RIGHT_BUT_WRONG else 7, "color": ink, "opacity": 0.85})
+        (name, chosen.to_numpy(bool), {"size": 10 if name == RIGHT_BUT_WRONG else 7, "color": ink, "opacity": 0.85})
         for name, chosen, ink in parts
-        if chosen.any()
     ]
 
 
@@ -274,20 +282,13 @@ def _shape_words(frame: pd.DataFrame, shape: str) -> tuple[np.ndarray, tuple[str
     return np.zeros(len(frame), np.int8), ("rollout",)
 
 
-def _symbols(frame: pd.DataFrame, shape: str) -> np.ndarray:
-    return np.array(SYMBOLS, dtype=object)[_shape_words(frame, shape)[0]]
-
-
-def _shape_legend(figure: go.Figure, frame: pd.DataFrame, shape: str) -> None:
-    if shape == "none":
-        return
-    numbers, words = _shape_words(frame, shape)
-    for number, word in enumerate(words):
-        if (numbers == number).any():
-            figure.add_scattergl(
-                x=[None], y=[None], mode="markers", name=word, hoverinfo="skip", legendgroup="shape",
-                marker={"symbol": SYMBOLS[number], "color": INK, "size": 8},
-            )  # fmt: skip
+def _shape_legend(figure: go.Figure, numbers: np.ndarray, words: tuple[str, ...]) -> None:
+    for number, word in enumerate(words if len(words) > 1 else ()):
+        figure.add_scattergl(
+            x=[None], y=[None], mode="markers", name=word, hoverinfo="skip", legendgroup="shape",
+            showlegend=bool((numbers == number).any()),
+            marker={"symbol": SYMBOLS[number], "color": INK, "size": 8},
+        )  # fmt: skip
 
 
 def _hover_lines(frame: pd.DataFrame) -> np.ndarray:

@@ -164,20 +164,21 @@ def wins_and_losses(arm: Arm, baseline: Arm, *, last_steps: int | None = None) -
         common = common[-(last_steps or -(-len(common) // 2)) :]
         if not common:
             continue
-        own, other = (
-            open_rollouts(one.runs[seed], common).frame.groupby(["step", "prompt"]).agg(
-                share=("correct", "mean"), group=("group", "first")
-            )
-            for one in (arm, baseline)
-        )  # fmt: skip
-        both = own.join(other, rsuffix="_baseline", how="inner").reset_index().assign(seed=seed)
-        parts.append(both.rename(columns={"share_baseline": "baseline_share", "group_baseline": "baseline_group"}))
+        own, other = (_shares(one.runs[seed], common) for one in (arm, baseline))
+        other = other.rename(columns={"share": "baseline_share", "group": "baseline_group"})
+        parts.append(own.join(other, how="inner").reset_index().assign(seed=seed))
     columns = ["seed", "step", "prompt", "group", "baseline_group", "share", "baseline_share", "difference"]
     if not parts:
         return pd.DataFrame(columns=columns)
     found = pd.concat(parts)
     found["difference"] = found["share"] - found["baseline_share"]
     return found.sort_values("difference", ascending=False, kind="stable").reset_index(drop=True)[columns]
+
+
+def _shares(run: Run, steps: list[int]) -> pd.DataFrame:
+    """The share of right answers to every prompt of every step, and its group."""
+    by_prompt = open_rollouts(run, steps).frame.groupby(["step", "prompt"])
+    return by_prompt.agg(share=("correct", "mean"), group=("group", "first"))
 
 
 def _by_seed(table: pd.DataFrame, data: str, arm: str, figure: str) -> pd.Series:

@@ -240,5 +240,5 @@ def _score(values: np.ndarray) -> Score:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     wide = np.asarray(vectors, np.float32)
     if wide.size == 0:
-        return wide.reshape(len(wide), -1)
+        return wide
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-9)
