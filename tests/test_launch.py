@@ -109,5 +109,5 @@ def test_only_launched_runs_can_be_attached(tmp_path):
 
 
 def test_missing_deepspeed_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`ds_config` must be at .*zero9.json"):
+    with pytest.raises(FileNotFoundError, match=r"`ds_config` must be at .*zero9\.json"):
         launch("demo", run_dir=tmp_path / "run", ds_config="zero9")

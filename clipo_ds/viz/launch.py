@@ -213,7 +213,7 @@ def launch(
         run_dir = ROOT / "runs" / f"{Path(recipe or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(run_dir).resolve()
     beside = _launch_dir(path)
-    if (beside / "launch.json").exists() and not (status := attach(path).status()).is_over:
+    if was_launched(path) and not (status := attach(path).status()).is_over:
         raise ValueError(f"`run_dir` must not hold a run that is going on, got '{path}', which is {status}")
     given = Path(ds_config)
     config_file = given.resolve() if given.suffix else ROOT / "ds_configs" / f"{ds_config}.json"
@@ -233,7 +233,7 @@ def launch(
     with (beside / "output.log").open("wb") as log:
         process = subprocess.Popen(
             ["/bin/sh", "-c", RECORD_EXIT, str(beside / "exit_code"), *command],
-            cwd=ROOT, env=_environment(accelerator), start_new_session=True,
+            cwd=ROOT, env=run_environment(accelerator), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     # The kernel need not wait for it: `status` collects the exit.
@@ -255,19 +255,23 @@ def attach(run_dir: str | Path) -> LaunchedRun:
         ValueError: None was launched into this folder.
     """
     path = Path(run_dir).resolve()
-    file = _launch_dir(path) / "launch.json"
-    if not file.is_file():
-        raise ValueError(f"`run_dir` must be a run that `launch` started, got '{path}': there is no {file}")
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    if not was_launched(path):
+        raise ValueError(f"`run_dir` must be a run that `launch` started, got '{path}', which has no folder beside it")
+    facts = json.loads((_launch_dir(path) / "launch.json").read_text(encoding="utf-8"))
     return LaunchedRun(path, facts["pid"], facts["started"], facts["host"])
+
+
+def was_launched(run_dir: str | Path) -> bool:
+    """Whether `attach` finds a run here."""
+    return (_launch_dir(Path(run_dir).resolve()) / "launch.json").is_file()
 
 
 def _launch_dir(path: Path) -> Path:
     return path.with_name(f"{path.name}.launch")
 
 
-def _environment(accelerator: str | None) -> dict[str, str]:
-    """The kernel's, with the very package that the kernel imported in front."""
+def run_environment(accelerator: str | None) -> dict[str, str]:
+    """For a script that a notebook starts: the kernel's environment, the package that the kernel imported in front."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     # Plain lines in the log; a kernel may say that it draws colours and bars.

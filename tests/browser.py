@@ -1,0 +1,220 @@
+"""JupyterLab in a real browser: a server with nothing of the user's, and a page that opens, runs and operates notebooks.
+
+Playwright drives the Chromium that `find_chromium` names. A promise is never awaited inside the page, where nothing would
+end the wait: the page keeps what came of it, and Python polls for that with a time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import nbformat
+from launching import ROOT, free_port
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+NOTEBOOKS = ROOT / "notebooks"
+READY_MS = 240_000  # against hanging only, as every limit here: machines pause
+# Said by JupyterLab or the browser itself, whatever the notebook: a favicon, extensions that are not there.
+HARMLESS = re.compile(r"favicon|net::ERR_ABORTED")
+
+LAB_SETTINGS = {
+    # The news popup would cover the page, and ask the network.
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
+    # Every cell is in the page, also the ones that are scrolled away.
+    "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
+}
+
+# The notebook, its session and its kernel, all of them connected; "idle" alone shows before there is a kernel.
+READY = """() => {
+  const panel = window.jupyterapp?.shell?.currentWidget, session = panel?.sessionContext;
+  return Boolean(panel?.context?.isReady && session?.isReady && session.kernelDisplayStatus === 'idle'
+                 && session.session?.kernel?.connectionStatus === 'connected');
+}"""
+
+
+def find_chromium() -> str | None:
+    """The browser to drive: Debian's, any other on the path, or the one that Playwright has downloaded."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    downloads = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "~/.cache/ms-playwright")).expanduser()
+    return next((str(path) for path in sorted(downloads.glob("chromium-*/chrome-linux*/chrome"))), None)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server of notebooks that only this test knows the token of."""
+
+    url: str
+    token: str
+    folder: Path  # what it serves
+
+
+@contextlib.contextmanager
+def serve_lab(folder: Path, home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """JupyterLab over `folder`, with all of its settings and state under `home`."""
+    for name, settings in LAB_SETTINGS.items():
+        file = home / "lab-settings" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+    port, token = free_port(), secrets.token_hex(16)
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
+    ]  # fmt: skip
+    with _serving(command, home, environment, f"http://127.0.0.1:{port}/api?token={token}"):
+        yield Server(f"http://127.0.0.1:{port}", token, folder)
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], home: Path, environment: Mapping[str, str] | None, probe: str) -> Iterator[None]:
+    private = {
+        "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "lab-settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
+    }  # fmt: skip
+    own = {name: str(home / folder) for name, folder in private.items()} | {"PYTHONPATH": str(ROOT)}
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | own | dict(environment or {}), stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(probe):
+            said = (home / "server.log").read_text()[-3000:]
+            assert process.poll() is None and time.monotonic() < deadline, f"the server did not start:\n{said}"
+            time.sleep(0.2)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@dataclass
+class Browser:
+    """One page, and what went wrong in it."""
+
+    page: Page
+    screenshots: Path
+    errors: list[str] = field(default_factory=list)  # of the page's console
+    foreign: list[str] = field(default_factory=list)  # requests that would have left this machine
+
+    def __post_init__(self) -> None:
+        def on_console(message: Any) -> None:
+            if message.type == "error" and not HARMLESS.search(f"{message.text} {message.location}"):
+                self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+        def on_request(request: Any) -> None:
+            address = urlparse(request.url)
+            if address.scheme in ("http", "https", "ws", "wss") and address.hostname != "127.0.0.1":
+                self.foreign.append(request.url)
+
+        self.page.on("console", on_console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", on_request)
+
+    def open(self, server: Server, notebook: str) -> None:
+        """Open a notebook in JupyterLab and wait until its kernel can be used."""
+        self.page.goto(f"{server.url}/lab/tree/{notebook}?reset&token={server.token}")
+        self.wait_until_ready()
+
+    def reload(self) -> None:
+        """Save the notebook and load the page anew, as a user does."""
+        self.command("docmanager:save")
+        self.page.reload()
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the notebook, its session and its kernel."""
+        self.page.wait_for_function(READY, timeout=READY_MS)
+        assert self.page.locator(".jp-Dialog").count() == 0, self.page.locator(".jp-Dialog").first.inner_text()
+
+    def command(self, name: str, *, timeout_s: float = 240) -> None:
+        """Run a JupyterLab command to its end."""
+        self.page.evaluate(
+            "name => { window.__done = null; window.jupyterapp.commands.execute(name)"
+            ".then(() => { window.__done = 'ok'; }, error => { window.__done = String(error); }); }",
+            name,
+        )
+        self.page.wait_for_function("() => window.__done !== null", timeout=1000 * timeout_s)
+        assert self.page.evaluate("() => window.__done") == "ok", name
+
+    def run_all(self, *, timeout_s: float = 240) -> float:
+        """Run every cell; returns seconds. Fails on a cell that did not run or shows an error."""
+        began = time.monotonic()
+        self.command("notebook:run-all-cells", timeout_s=timeout_s)
+        cells = self.page.evaluate(
+            "() => Array.from(window.jupyterapp.shell.currentWidget.content.widgets)"
+            ".filter(cell => cell.model.type === 'code').map(cell => cell.model.executionCount)"
+        )
+        assert cells and all(cells), f"cells that have not run: {cells}"
+        self.assert_clean()
+        return time.monotonic() - began
+
+    def assert_clean(self) -> None:
+        """No error in a cell's output, none in the console, and nothing that left this machine."""
+        shown = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
+        assert shown.count() == 0, shown.first.inner_text()
+        assert self.page.locator(".jp-RenderedText[data-mime-type*=error]").count() == 0
+        assert self.errors == []
+        assert self.foreign == []
+
+    def wait_for_text(self, where: str, text: str | re.Pattern[str], *, timeout_s: float = 240) -> Locator:
+        """Wait until an output says something; `where` keeps a cell's own source from counting."""
+        found = self.page.locator(where).filter(has_text=text).first
+        found.wait_for(timeout=1000 * timeout_s)
+        return found
+
+    def wait_for_points(self, figure: str = ".js-plotly-plot", *, least: int = 1, timeout_s: float = 240) -> None:
+        """Wait until a figure is drawn with so many points at least, over all of its traces."""
+        self.page.wait_for_function(
+            "([where, least]) => Array.from(document.querySelectorAll(where)).some(plot => plot._fullData"
+            " && plot._fullData.reduce((sum, trace) => sum + (trace.x ? trace.x.length : 0), 0) >= least)",
+            arg=[figure, least],
+            timeout=1000 * timeout_s,
+        )
+
+    def screenshot(self, name: str, where: str | None = None) -> Path:
+        """Keep a picture of the page, or of one element of it, for people to look at."""
+        self.screenshots.mkdir(parents=True, exist_ok=True)
+        path = self.screenshots / f"{name}.png"
+        target = self.page if where is None else self.page.locator(where).first
+        target.screenshot(path=path)
+        return path
+
+
+def put_notebook(name: str, folder: Path, parameters: str | None = None) -> str:
+    """Copy a notebook, with its cell tagged `parameters` replaced where new ones are given; returns its name."""
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    if parameters is not None:
+        (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        cell.source = parameters
+    nbformat.write(notebook, folder / name)
+    return name

@@ -1,0 +1,86 @@
+"""The notebooks in JupyterLab, in a real browser: run, operated, reloaded, without an error or a request that leaves.
+
+Pictures of what was seen go to the folder that CLIPO_DS_SCREENSHOTS names, for people to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, Server, find_chromium, put_notebook, serve_lab
+from launching import SMALL
+
+from clipo_ds.records import open_run
+from clipo_ds.viz.launch import attach
+
+pytestmark = pytest.mark.browser
+
+# Evaluated before training and never again, so that the stopped run's checkpoint is evaluated by the notebook.
+QUICK = dict(flag.removeprefix("--").split("=", 1) for flag in SMALL if not flag.startswith("--recipe")) | {
+    "steps": 100_000,
+    "evaluation.every": 100_000,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("notebooks")
+    with serve_lab(folder, tmp_path_factory.mktemp("jupyter")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    executable = find_chromium()
+    assert executable is not None, "no Chromium: `make setup` installs it, or says what is missing"
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def browser(chromium, tmp_path) -> Iterator[Browser]:
+    screenshots = Path(os.environ.get("CLIPO_DS_SCREENSHOTS", tmp_path / "screenshots"))
+    page = chromium.new_page(viewport={"width": 1400, "height": 1700})
+    try:
+        yield Browser(page, screenshots)
+    finally:
+        page.close()
+
+
+def test_quickstart_runs_live_survives_a_reload_and_stops_with_a_checkpoint(server, browser, tmp_path):
+    folder = tmp_path / "demo"
+    name = put_notebook(
+        "01_quickstart.ipynb",
+        server.folder,
+        f"recipe = 'demo'\nsettings = {QUICK!r}\nrun_dir = {str(folder)!r}",
+    )
+    browser.open(server, name)
+    try:
+        browser.run_all()
+        browser.wait_for_text(".clipo-live .clipo-badge", "running")
+        # three curves and four lines of test sets
+        browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 5 + 4)
+        browser.wait_for_text(".clipo-live", re.compile(r"Rollouts of step \d+"))
+        browser.screenshot("01_quickstart_running")
+        browser.reload()
+        browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 5 + 4)
+        browser.wait_for_text(".clipo-live", re.compile(r"Rollouts of step \d+"))
+        browser.screenshot("01_quickstart_reloaded")
+        browser.page.locator(".clipo-live .clipo-stop").click()
+        browser.wait_for_text(".clipo-live .clipo-badge", "stopped")
+        (step,) = open_run(folder).checkpoints()
+        browser.wait_for_text(".clipo-before-after", f"Before training and after step {step}")
+        browser.screenshot("01_quickstart_stopped")
+        browser.assert_clean()
+    finally:
+        with contextlib.suppress(ValueError):  # it never started
+            attach(folder).stop(at_once=True)
