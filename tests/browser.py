@@ -1,7 +1,7 @@
-"""JupyterLab in a real browser: a server with nothing of the user's, and a page that opens, runs and operates notebooks.
+"""JupyterLab in a real browser: a server with nothing of the user's, and a page that opens, runs, operates notebooks.
 
-Playwright drives the Chromium that `find_chromium` names. A promise is never awaited inside the page, where nothing would
-end the wait: the page keeps what came of it, and Python polls for that with a time limit.
+Playwright drives the Chromium that `find_chromium` names. A promise is never awaited inside the page, where nothing
+would end the wait: the page keeps what came of it, and Python polls for that with a time limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 NOTEBOOKS = ROOT / "notebooks"
-READY_MS = 240_000  # against hanging only, as every limit here: machines pause
+READY_MS = 120_000  # against hanging only, as every limit here: machines pause
 # Said by JupyterLab or the browser itself, whatever the notebook: a favicon, extensions that are not there.
 HARMLESS = re.compile(r"favicon|net::ERR_ABORTED")
 
@@ -156,7 +156,7 @@ class Browser:
         self.page.wait_for_function(READY, timeout=READY_MS)
         assert self.page.locator(".jp-Dialog").count() == 0, self.page.locator(".jp-Dialog").first.inner_text()
 
-    def command(self, name: str, *, timeout_s: float = 240) -> None:
+    def command(self, name: str, *, timeout_s: float = 90) -> None:
         """Run a JupyterLab command to its end."""
         self.page.evaluate(
             "name => { window.__done = null; window.jupyterapp.commands.execute(name)"
@@ -166,7 +166,7 @@ class Browser:
         self.page.wait_for_function("() => window.__done !== null", timeout=1000 * timeout_s)
         assert self.page.evaluate("() => window.__done") == "ok", name
 
-    def run_all(self, *, timeout_s: float = 240) -> float:
+    def run_all(self, *, timeout_s: float = 90) -> float:
         """Run every cell; returns seconds. Fails on a cell that did not run or shows an error."""
         began = time.monotonic()
         self.command("notebook:run-all-cells", timeout_s=timeout_s)
@@ -186,13 +186,13 @@ class Browser:
         assert self.errors == []
         assert self.foreign == []
 
-    def wait_for_text(self, where: str, text: str | re.Pattern[str], *, timeout_s: float = 240) -> Locator:
+    def wait_for_text(self, where: str, text: str | re.Pattern[str], *, timeout_s: float = 90) -> Locator:
         """Wait until an output says something; `where` keeps a cell's own source from counting."""
         found = self.page.locator(where).filter(has_text=text).first
         found.wait_for(timeout=1000 * timeout_s)
         return found
 
-    def wait_for_points(self, figure: str = ".js-plotly-plot", *, least: int = 1, timeout_s: float = 240) -> None:
+    def wait_for_points(self, figure: str = ".js-plotly-plot", *, least: int = 1, timeout_s: float = 90) -> None:
         """Wait until a figure is drawn with so many points at least, over all of its traces."""
         self.page.wait_for_function(
             "([where, least]) => Array.from(document.querySelectorAll(where)).some(plot => plot._fullData"
@@ -200,6 +200,10 @@ class Browser:
             arg=[figure, least],
             timeout=1000 * timeout_s,
         )
+
+    def num_traces(self, figure: str = ".js-plotly-plot") -> int:
+        """Traces of the first figure, as drawn."""
+        return int(self.page.locator(figure).first.evaluate("plot => plot._fullData.length"))
 
     def screenshot(self, name: str, where: str | None = None) -> Path:
         """Keep a picture of the page, or of one element of it, for people to look at."""

@@ -66,19 +66,26 @@ def test_quickstart_runs_live_survives_a_reload_and_stops_with_a_checkpoint(serv
     browser.open(server, name)
     try:
         browser.run_all()
-        browser.wait_for_text(".clipo-live .clipo-badge", "running")
+        browser.wait_for_text(".clipo-live .badge", "running")
         # three curves and four lines of test sets
         browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 5 + 4)
         browser.wait_for_text(".clipo-live", re.compile(r"Rollouts of step \d+"))
+        browser.page.wait_for_function(
+            "() => { const plot = document.querySelector('.clipo-live .js-plotly-plot');"
+            " return plot._fullLayout.width > 0.9 * plot.closest('.clipo-live').clientWidth; }"
+        )
         browser.screenshot("01_quickstart_running")
         browser.reload()
         browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 5 + 4)
+        assert browser.num_traces(".clipo-live .js-plotly-plot") == 3 + 4
         browser.wait_for_text(".clipo-live", re.compile(r"Rollouts of step \d+"))
         browser.screenshot("01_quickstart_reloaded")
         browser.page.locator(".clipo-live .clipo-stop").click()
-        browser.wait_for_text(".clipo-live .clipo-badge", "stopped")
-        (step,) = open_run(folder).checkpoints()
+        browser.wait_for_text(".clipo-live .badge", "stopped")
+        step = max(open_run(folder).checkpoints())
+        assert step == open_run(folder).metrics()[-1]["step"]
         browser.wait_for_text(".clipo-before-after", f"Before training and after step {step}")
+        browser.page.locator(".clipo-before-after").scroll_into_view_if_needed()
         browser.screenshot("01_quickstart_stopped")
         browser.assert_clean()
     finally:

@@ -13,6 +13,7 @@ Needs psutil and the scripts of the checkout that this package was imported from
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -29,10 +30,10 @@ from typing import Any
 import psutil
 
 from clipo_ds.records import Run, open_run
+from clipo_ds.viz.tail import last_lines, last_row
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = 130  # exit code of a run that a signal ended after a whole step (clipo_ds.cli)
-LOG_TAIL_BYTES = 64 * 1024
 # The launcher's own words after a rank has failed; what the rank said stands before them.
 LAUNCHER_LINE = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:,]+\]")
 ERROR_LINE = re.compile(r"^(?:\[rank\d+\]: )?(?:error: |[\w.]*(?:Error|Exception)\b)")
@@ -76,14 +77,14 @@ class LaunchedRun:
     def status(self) -> RunStatus:
         """Where the run stands now, from its files and its process."""
         run = self.run()
-        rows = [] if run is None else run.metrics()
-        step = int(rows[-1]["step"]) if rows else 0
+        last = last_row(self.path / "metrics.jsonl")
+        step = 0 if last is None else int(last["step"])
         num_steps = None if run is None else int(run.config["steps"])
         asked = (_launch_dir(self.path) / "stop_requested").exists()
         alive = self._is_alive()  # before the exit code: it is written, then the process ends
         code = self._exit_code()
         if code is None and alive:
-            state = "stopping" if asked else "running" if rows else "starting"
+            state = "stopping" if asked else "running" if step else "starting"
             return RunStatus(state, step, num_steps, "")
         if code == 0:
             return RunStatus("finished", step, num_steps, "")
@@ -132,11 +133,15 @@ class LaunchedRun:
 
     def run(self) -> Run | None:
         """The run folder opened for reading; None as long as there is none."""
-        return open_run(self.path) if (self.path / "config.yaml").is_file() else None
+        try:
+            changed = (self.path / "config.yaml").stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        return _opened(self.path, changed)
 
     def output(self, num_lines: int = 20) -> str:
         """The last lines of what the run printed."""
-        return "\n".join(_tail(self.log)[-num_lines:])
+        return "".join(last_lines(self.log)[-num_lines:]).rstrip()
 
     def _is_alive(self) -> bool:
         if self.host != socket.gethostname():
@@ -179,7 +184,7 @@ class LaunchedRun:
         return f"its newest checkpoint is {checkpoints[max(checkpoints)]}"
 
     def _last_error(self) -> str:
-        lines = [line for line in _tail(self.log) if line.strip() and not LAUNCHER_LINE.match(line)]
+        lines = [line for line in last_lines(self.log) if line.strip() and not LAUNCHER_LINE.match(line)]
         errors = [line for line in lines if ERROR_LINE.match(line)]
         said = (errors or lines or ["nothing was printed"])[-1].strip()
         return f"{said} (all of it in {self.log})"
@@ -261,6 +266,12 @@ def attach(run_dir: str | Path) -> LaunchedRun:
     return LaunchedRun(path, facts["pid"], facts["started"], facts["host"])
 
 
+@functools.lru_cache(maxsize=16)
+def _opened(path: Path, changed: int) -> Run:
+    """The run folder, whose YAML need not be parsed twice a second; `changed` is when that was written."""
+    return open_run(path)
+
+
 def was_launched(run_dir: str | Path) -> bool:
     """Whether `attach` finds a run here."""
     return (_launch_dir(Path(run_dir).resolve()) / "launch.json").is_file()
@@ -301,10 +312,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _tail(path: Path) -> list[str]:
-    """The last lines of a log file, however long it is."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()

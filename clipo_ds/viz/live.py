@@ -20,11 +20,10 @@ from typing import Any
 import ipywidgets as widgets
 
 from clipo_ds.records import Run, open_run
+from clipo_ds.viz.frames import STALE_AFTER_S
 from clipo_ds.viz.launch import ROOT, LaunchedRun, RunStatus, attach, run_environment, was_launched
-from clipo_ds.viz.progress import COLOURS, badge, before_after_table, draw, live_figure, rollouts_table
+from clipo_ds.viz.progress import STATE_COLOURS, before_after, draw, live_figure, newest_rollouts, settle, state_badge
 from clipo_ds.viz.tail import JsonLines
-
-STALE_AFTER_S = 30.0  # and ten times as long as a step takes
 
 
 class LiveRun(widgets.VBox):
@@ -88,6 +87,8 @@ class LiveRun(widgets.VBox):
         return RunStatus("running" if step < num_steps else "finished", step, num_steps, "")
 
     async def _follow(self, every_s: float) -> None:
+        await asyncio.sleep(every_s)
+        settle(self.figure)  # on the page by now
         while not self.refresh().is_over:
             await asyncio.sleep(every_s)
 
@@ -106,7 +107,7 @@ class LiveRun(widgets.VBox):
         steps = run.rollout_steps()
         if steps and steps[-1] != self._shown_step:
             self._shown_step = steps[-1]
-            self._rollouts.value = rollouts_table(run, steps[-1], self._num_rollouts)
+            self._rollouts.value = newest_rollouts(run, steps[-1], self._num_rollouts)
 
     def _show_status(self, status: RunStatus) -> None:
         times = [row["time/step"] for row in self._metrics.rows[-20:] if row.get("time/step") is not None]
@@ -124,10 +125,10 @@ class LiveRun(widgets.VBox):
             parts.append(self._launched.output(1))
         parts.append(status.message or self._answer)
         said = html.escape(" · ".join(part for part in parts if part))
-        self._badge.value = badge(state)
+        self._badge.value = state_badge(state)
         self._progress.max = status.num_steps or 1
         self._progress.value = status.step
-        self._progress.style.bar_color = COLOURS[state]
+        self._progress.style.bar_color = STATE_COLOURS[state]
         self._stop.disabled = status.is_over or status.state == "stopping"
         self._message.value = f"{said}<br><code>{html.escape(str(self._path))}</code>"
 
@@ -179,7 +180,7 @@ class BeforeAfter(widgets.VBox):
         if not after:
             self._view.value = f"evaluating the checkpoint of step {newest}"
             after = await _evaluate(run, checkpoints[newest])
-        self._view.value = before_after_table(before, after, newest)
+        self._view.value = before_after(before, after, newest)
 
 
 async def _evaluate(run: Run, checkpoint: Path) -> list[Mapping[str, Any]]:

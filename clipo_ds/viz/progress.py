@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from great_tables import GT, loc, style
 from plotly.subplots import make_subplots
 
 from clipo_ds.records import Run
+from clipo_ds.viz.frames import open_rollouts
+from clipo_ds.viz.reading import html_table, rollouts_table
+from clipo_ds.viz.theme import BLUE, CONFIG, SERIES, TEMPLATE, boxed
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,36 +33,33 @@ PANELS = (
     ),
     ("contrastive loss", "contrastive/loss", None, False),
 )
-COLOURS = {
-    "starting": "#5F6B7A", "running": "#0072B2", "stopping": "#B25E00", "finished": "#00745A", "stopped": "#B25E00",
-    "failed": "#B3261E", "stale": "#B25E00",
+# Dark enough for white letters.
+STATE_COLOURS = {
+    "starting": "#5F6B7A", "running": "#0072B2", "stopping": "#A65300", "finished": "#00745A", "stopped": "#A65300",
+    "failed": "#B3261E", "stale": "#A65300",
 }  # fmt: skip
-EVALUATION_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-PROCESS_WORDS = {True: "no false step", False: "a false step", None: "not checkable"}
-MAX_CELL_CHARACTERS = 400
 
 
-def badge(state: str) -> str:
-    """The state as a coloured label."""
-    return (
-        f'<span class="clipo-badge" style="background:{COLOURS[state]};color:white;border-radius:4px;padding:3px 10px;'
-        f'font-weight:600">{html.escape(state)}</span>'
-    )
+def state_badge(state: str) -> str:
+    """The state of a run as a coloured label."""
+    return boxed(f'<span class="badge" style="background:{STATE_COLOURS[state]}">{html.escape(state)}</span>')
 
 
 def live_figure(metrics: Rows, evaluations: Rows) -> go.FigureWidget:
     """The curves of `PANELS` as they stand; `draw` brings them up to date."""
     figure = make_subplots(rows=1, cols=len(PANELS), subplot_titles=[title for title, *_ in PANELS])
+    figure.update_annotations(font_size=14)
     figure.update_layout(
-        height=330, margin={"l": 50, "r": 20, "t": 60, "b": 45}, template="plotly_white",
-        legend={"orientation": "h", "y": 1.22, "x": 0},
-    )  # fmt: skip
-    figure.update_xaxes(title_text="step", rangemode="tozero")
+        template=TEMPLATE, height=340, margin={"l": 56, "r": 16, "t": 40, "b": 84}, legend={"y": -0.26}
+    )
+    figure.update_xaxes(title={"text": "step", "standoff": 4})
     for column, (_, _, _, is_share) in enumerate(PANELS, start=1):
         if is_share:
-            figure.update_yaxes(tickformat=".0%", range=[0, 1.03], row=1, col=column)
+            figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03], row=1, col=column)
     figure.add_traces(_traces(metrics, evaluations))
-    return go.FigureWidget(figure)
+    widget = go.FigureWidget(figure)
+    widget._config = CONFIG
+    return widget
 
 
 def draw(figure: go.FigureWidget, metrics: Rows, evaluations: Rows) -> None:
@@ -70,97 +70,102 @@ def draw(figure: go.FigureWidget, metrics: Rows, evaluations: Rows) -> None:
             shown.x, shown.y = new.x, new.y
     if len(traces) > len(figure.data):
         figure.add_traces(traces[len(figure.data) :])
+    settle(figure)
 
 
-def rollouts_table(run: Run, step: int, count: int) -> str:
-    """Rollouts of a step worth reading, as an HTML table: right answers with a false step first."""
-    columns = [
-        "prompt", "response", "ground_truth", "correct", "process_consistent", "reward", "contrastive_reward",
-        "advantage",
-    ]  # fmt: skip
-    frame = run.rollouts(step, columns).to_pandas()
-    chosen = frame.loc[_worth_reading(frame)[:count]]
-    words = pd.DataFrame(
-        {
-            "answer": ["right" if correct else "wrong" for correct in chosen["correct"]],
-            "process": [PROCESS_WORDS[None if pd.isna(ok) else bool(ok)] for ok in chosen["process_consistent"]],
-            "prompt": [_short(text) for text in chosen["prompt"]],
-            "response": [_short(text) for text in chosen["response"]],
-            "truth": [_short(text) for text in chosen["ground_truth"]],
-            "reward": chosen["reward"],
-            "contrastive": chosen["contrastive_reward"],
-            "advantage": chosen["advantage"],
-        }
+def settle(figure: go.FigureWidget) -> None:
+    """Make a figure inside a box fill its width, and a page that is loaded anew start from what it shows now.
+
+    plotly measures the box before it is on the page, and keeps the first picture as what a reload starts from.
+    """
+    figure._widget_data = deepcopy(figure._data)
+    figure._send_relayout_msg({"autosize": True})
+
+
+def newest_rollouts(run: Run, step: int, count: int) -> str:
+    """Rollouts of a step worth reading, as HTML: right answers with a false step first."""
+    table = open_rollouts(run, [step])
+    rows = worth_reading(table.frame)[:count]
+    title = f'<h4>Rollouts of step {step} <span class="quiet">right answers with a false step first</span></h4>'
+    return boxed(title + rollouts_table(table, rows))
+
+
+def worth_reading(frame: pd.DataFrame) -> list[int]:
+    """Row labels by turns: a right answer with a false step, a right one without, a wrong one, each of another group.
+
+    >>> frame = pd.DataFrame({
+    ...     "group": [0, 0, 1, 1], "correct": [True, False, True, True],
+    ...     "process_consistent": pd.array([True, False, False, None], "boolean"),
+    ... })
+    >>> worth_reading(frame)
+    [2, 0, 1, 3]
+    """
+    correct, flawed = (
+        frame["correct"].to_numpy(bool),
+        frame["process_consistent"].eq(False).fillna(False).to_numpy(bool),
     )
-    table = (
-        _table(words, f"Rollouts of step {step}", "right answers with a false step first")
-        .fmt_number(["reward", "contrastive", "advantage"], decimals=2)
-        .sub_missing(missing_text="")
-        .tab_style(style.text(font="monospace"), loc.body(["prompt", "response", "truth"]))
-    )
-    for column, bad in (("answer", "wrong"), ("process", PROCESS_WORDS[False])):
-        rows = [row for row, word in enumerate(words[column]) if word == bad]
-        table = table.tab_style(style.text(color=COLOURS["failed"], weight="bold"), loc.body(column, rows))
-    return table.as_raw_html()
+    kind = np.select([correct & flawed, correct], [0, 1], 2)
+    order = frame.assign(kind=kind, nth=frame.groupby(["group", kind]).cumcount()).sort_values("nth", kind="stable")
+    turns = order.assign(turn=order.groupby("kind").cumcount()).sort_values(["turn", "kind"], kind="stable")
+    return [int(row) for row in turns.index]
 
 
-def before_after_table(before: Rows, after: Rows, after_step: int) -> str:
-    """The evaluation before training against the one after `after_step`, with 95% intervals, as an HTML table."""
-    rows = []
+def before_after(before: Rows, after: Rows, after_step: int) -> str:
+    """The evaluation before training against the one after `after_step`, with 95% intervals, as HTML."""
+    names = ["test set", "accuracy before", "after", "right answers, no false step, before", "after", "problems"]
+    lines = []
     for first in before:
-        last = next((row for row in after if row["data"] == first["data"]), None)
-        if last is None:
-            continue
-        rows.append(
-            {
-                "test set": first["data"],
-                "accuracy before": _interval(first, "accuracy"),
-                "accuracy after": _interval(last, "accuracy"),
-                "no false step among right answers, before": _interval(first, "process_consistent_among_correct"),
-                "after": _interval(last, "process_consistent_among_correct"),
-                "problems": last["num_problems"],
-            }
-        )
-    title = f"Before training and after step {after_step}"
-    return _table(pd.DataFrame(rows), title, "share, with its 95% interval").as_raw_html()
+        for last in after:
+            if first["data"] == last["data"]:
+                cells = [
+                    f'<td class="text" style="white-space: nowrap">{html.escape(first["data"])}</td>',
+                    *(
+                        f'<td style="white-space: nowrap">{_interval(row, key)}</td>'
+                        for key in ("accuracy", "process_consistent_among_correct")
+                        for row in (first, last)
+                    ),
+                    f"<td>{last['num_problems']}</td>",
+                ]
+                lines.append("".join(cells))
+    title = f'<h4>Before training and after step {after_step} <span class="quiet">with 95% intervals</span></h4>'
+    return boxed(title + html_table(names, lines, text=("test set",)))
 
 
 def _traces(metrics: Rows, evaluations: Rows) -> list[go.Scatter]:
     """One curve a panel, then diamonds, a trace a panel and test set, in the order in which the test sets came."""
-    traces = []
-    for column, (title, metric, _, is_share) in enumerate(PANELS, start=1):
-        traces.append(
-            go.Scatter(
-                x=np.array([row["step"] for row in metrics], np.int32),
-                y=_numbers(metrics, metric),
-                name="rollouts trained on", legendgroup="rollouts", showlegend=column == 1,
-                mode="lines", line={"color": COLOURS["running"], "width": 2},
-                hovertemplate=f"step %{{x}}<br>{title} %{{y:{'.1%' if is_share else '.3f'}}}<extra></extra>",
-                xaxis=_axis("x", column), yaxis=_axis("y", column),
-            )
-        )  # fmt: skip
+    curves = [
+        go.Scatter(
+            x=_steps(metrics), y=_numbers(metrics, metric), name="rollouts trained on",
+            legendgroup="rollouts", showlegend=column == 1, mode="lines", line={"color": BLUE, "width": 2},
+            hovertemplate=f"step %{{x}}<br>{title} %{{y:{'.1%' if is_share else '.3f'}}}<extra></extra>",
+            **_axes(column),
+        )
+        for column, (title, metric, _, is_share) in enumerate(PANELS, start=1)
+    ]  # fmt: skip
     for place, data in enumerate(dict.fromkeys(row["data"] for row in evaluations)):
         rows = [row for row in evaluations if row["data"] == data]
-        for column, (title, _, evaluated, _) in enumerate(PANELS, start=1):
-            if evaluated is not None:
-                traces.append(
-                    go.Scatter(
-                        x=np.array([row["step"] for row in rows], np.int32),
-                        y=_numbers(rows, evaluated),
-                        name=f"test set {data}", legendgroup=data, showlegend=column == 1,
-                        mode="lines+markers", line={"dash": "dot", "width": 1},
-                        marker={"symbol": "diamond", "size": 9},
-                        marker_color=EVALUATION_COLOURS[place % len(EVALUATION_COLOURS)],
-                        line_color=EVALUATION_COLOURS[place % len(EVALUATION_COLOURS)],
-                        hovertemplate=f"after step %{{x}}<br>{title} %{{y:.1%}}<extra>{data}</extra>",
-                        xaxis=_axis("x", column), yaxis=_axis("y", column),
-                    )
-                )  # fmt: skip
-    return traces
+        colour = SERIES[1 + place % (len(SERIES) - 1)]
+        curves += [
+            go.Scatter(
+                x=_steps(rows), y=_numbers(rows, evaluated), name=f"test set {data}",
+                legendgroup=data, showlegend=column == 1, mode="lines+markers", line={"dash": "dot", "color": colour},
+                marker={"symbol": "diamond", "size": 9, "color": colour}, cliponaxis=False,
+                hovertemplate=f"after step %{{x}}<br>{title} %{{y:.1%}}<extra>{data}</extra>",
+                **_axes(column),
+            )
+            for column, (title, _, evaluated, _) in enumerate(PANELS, start=1)
+            if evaluated is not None
+        ]  # fmt: skip
+    return curves
 
 
-def _axis(letter: str, column: int) -> str:
-    return letter if column == 1 else f"{letter}{column}"
+def _axes(column: int) -> dict[str, str]:
+    number = "" if column == 1 else str(column)
+    return {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+
+
+def _steps(rows: Rows) -> np.ndarray:
+    return np.array([row["step"] for row in rows], np.int32)
 
 
 def _numbers(rows: Rows, key: str) -> np.ndarray:
@@ -168,31 +173,8 @@ def _numbers(rows: Rows, key: str) -> np.ndarray:
     return np.array([np.nan if row.get(key) is None else row[key] for row in rows], np.float32)
 
 
-def _worth_reading(frame: pd.DataFrame) -> list[Any]:
-    """Row labels: a right answer with a false step, a right one without, a wrong one, and again until none is left."""
-    correct, wrong_step = frame["correct"], frame["process_consistent"].eq(False)
-    kinds = [frame.index[correct & wrong_step], frame.index[correct & ~wrong_step], frame.index[~correct]]
-    turns = [(turn, kind, row) for kind, rows in enumerate(kinds) for turn, row in enumerate(rows)]
-    return [row for _, _, row in sorted(turns)]
-
-
-def _table(frame: pd.DataFrame, title: str, subtitle: str) -> GT:
-    return (
-        GT(frame)
-        .tab_header(title, subtitle)
-        .tab_options(
-            table_font_size="13px", heading_title_font_size="15px", data_row_padding="3px", heading_align="left"
-        )
-        .opt_align_table_header("left")
-    )
-
-
 def _interval(row: Mapping[str, Any], key: str) -> str:
     if row.get(key) is None:
-        return "-"
+        return "none to judge"
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    return f"{row[key]:.1%}" + (f"  [{low:.1%}, {high:.1%}]" if low is not None and high is not None else "")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_CELL_CHARACTERS else text[:MAX_CELL_CHARACTERS] + " […]"
+    return f"{row[key]:.1%}" + (f" [{low:.1%}, {high:.1%}]" if low is not None and high is not None else "")

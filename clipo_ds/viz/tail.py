@@ -1,10 +1,28 @@
-"""Reading a file that another process appends to."""
+"""Reading a jsonl file that another process appends to, without reading it whole each time."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+LAST_BYTES = 64 * 1024  # more than a row of metrics ever takes
+
+
+def last_lines(path: Path) -> list[str]:
+    """The last lines of a text file, however long it is; none where there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_BYTES))
+            return file.read().decode(errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a jsonl file."""
+    whole = [line for line in last_lines(path) if line.endswith("\n")]
+    return json.loads(whole[-1]) if whole else None
 
 
 class JsonLines:
