@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 NOTEBOOKS = ROOT / "notebooks"
-READY_MS = 120_000  # against hanging only, as every limit here: machines pause
+TIME_LIMIT_S = 120.0  # against hanging only: machines pause
 # Said by JupyterLab or the browser itself, whatever the notebook: a favicon, extensions that are not there.
 HARMLESS = re.compile(r"favicon|net::ERR_ABORTED")
 
@@ -55,8 +55,11 @@ def find_chromium() -> str | None:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    downloads = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "~/.cache/ms-playwright")).expanduser()
-    return next((str(path) for path in sorted(downloads.glob("chromium-*/chrome-linux*/chrome"))), None)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        downloaded = playwright.chromium.executable_path
+    return downloaded if Path(downloaded).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve_lab(folder: Path, home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def serve_lab(folder: Path, home: Path) -> Iterator[Server]:
     """JupyterLab over `folder`, with all of its settings and state under `home`."""
     for name, settings in LAB_SETTINGS.items():
         file = home / "lab-settings" / name
@@ -81,12 +84,27 @@ def serve_lab(folder: Path, home: Path, environment: Mapping[str, str] | None = 
         "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
         "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
     ]  # fmt: skip
-    with _serving(command, home, environment, f"http://127.0.0.1:{port}/api?token={token}"):
+    with _serving(command, home, f"http://127.0.0.1:{port}/api?token={token}"):
         yield Server(f"http://127.0.0.1:{port}", token, folder)
 
 
 @contextlib.contextmanager
-def _serving(command: list[str], home: Path, environment: Mapping[str, str] | None, probe: str) -> Iterator[None]:
+def serve_dashboard(run: Path, notebook: Path, home: Path) -> Iterator[Server]:
+    """`scripts/dashboard.py` on a run and a notebook."""
+    port = free_port()
+    command = [
+        sys.executable, str(ROOT / "scripts" / "dashboard.py"), str(run), f"--notebook={notebook}", f"--port={port}",
+    ]  # fmt: skip
+    with _serving(command, home, f"http://127.0.0.1:{port}/voila/static/voila.js"):
+        said = (home / "server.log").read_text()
+        token = re.search(r"token=(\w+)", said)
+        assert token is not None, said
+        yield Server(f"http://127.0.0.1:{port}", token[1], notebook.parent)
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], home: Path, probe: str) -> Iterator[None]:
+    """A server, stopped at the end, with its settings and state under `home`."""
     private = {
         "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "lab-settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
@@ -94,11 +112,9 @@ def _serving(command: list[str], home: Path, environment: Mapping[str, str] | No
     own = {name: str(home / folder) for name, folder in private.items()} | {"PYTHONPATH": str(ROOT)}
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | own | dict(environment or {}), stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + TIME_LIMIT_S
         while not _answers(probe):
             said = (home / "server.log").read_text()[-3000:]
             assert process.poll() is None and time.monotonic() < deadline, f"the server did not start:\n{said}"
@@ -106,13 +122,15 @@ def _serving(command: list[str], home: Path, environment: Mapping[str, str] | No
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=TIME_LIMIT_S)
 
 
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
+    except urllib.error.HTTPError:
+        return True
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
 
@@ -145,6 +163,10 @@ class Browser:
         self.page.goto(f"{server.url}/lab/tree/{notebook}?reset&token={server.token}")
         self.wait_until_ready()
 
+    def open_dashboard(self, server: Server) -> None:
+        """Open a notebook as a page; it is shown when every cell has run."""
+        self.page.goto(f"{server.url}/?token={server.token}", timeout=1000 * TIME_LIMIT_S)
+
     def reload(self) -> None:
         """Save the notebook and load the page anew, as a user does."""
         self.command("docmanager:save")
@@ -153,10 +175,10 @@ class Browser:
 
     def wait_until_ready(self) -> None:
         """Wait for the notebook, its session and its kernel."""
-        self.page.wait_for_function(READY, timeout=READY_MS)
+        self.page.wait_for_function(READY, timeout=1000 * TIME_LIMIT_S)
         assert self.page.locator(".jp-Dialog").count() == 0, self.page.locator(".jp-Dialog").first.inner_text()
 
-    def command(self, name: str, *, timeout_s: float = 90) -> None:
+    def command(self, name: str, *, timeout_s: float = TIME_LIMIT_S) -> None:
         """Run a JupyterLab command to its end."""
         self.page.evaluate(
             "name => { window.__done = null; window.jupyterapp.commands.execute(name)"
@@ -166,7 +188,7 @@ class Browser:
         self.page.wait_for_function("() => window.__done !== null", timeout=1000 * timeout_s)
         assert self.page.evaluate("() => window.__done") == "ok", name
 
-    def run_all(self, *, timeout_s: float = 90) -> float:
+    def run_all(self, *, timeout_s: float = TIME_LIMIT_S) -> float:
         """Run every cell; returns seconds. Fails on a cell that did not run or shows an error."""
         began = time.monotonic()
         self.command("notebook:run-all-cells", timeout_s=timeout_s)
@@ -186,19 +208,21 @@ class Browser:
         assert self.errors == []
         assert self.foreign == []
 
-    def wait_for_text(self, where: str, text: str | re.Pattern[str], *, timeout_s: float = 90) -> Locator:
+    def wait_for_text(self, where: str, text: str | re.Pattern[str], *, timeout_s: float = TIME_LIMIT_S) -> Locator:
         """Wait until an output says something; `where` keeps a cell's own source from counting."""
         found = self.page.locator(where).filter(has_text=text).first
         found.wait_for(timeout=1000 * timeout_s)
         return found
 
-    def wait_for_points(self, figure: str = ".js-plotly-plot", *, least: int = 1, timeout_s: float = 90) -> None:
+    def wait_for_points(
+        self, figure: str = ".js-plotly-plot", *, least: int = 1, timeout_s: float = TIME_LIMIT_S
+    ) -> None:
         """Wait until a figure is drawn with so many points at least, over all of its traces."""
         self.page.wait_for_function(
             "([where, least]) => Array.from(document.querySelectorAll(where)).some(plot => plot._fullData"
             " && plot._fullData.reduce((sum, trace) => sum + (trace.x ? trace.x.length : 0), 0) >= least)",
             arg=[figure, least],
-            timeout=1000 * timeout_s,
+            timeout=1000 * TIME_LIMIT_S,
         )
 
     def num_traces(self, figure: str = ".js-plotly-plot") -> int:

@@ -38,6 +38,8 @@ class LiveRun(widgets.VBox):
         InputError: `run` is a folder without a run in it.
     """
 
+    _task: asyncio.Task[None] | None = None
+
     def __init__(self, run: LaunchedRun | str | Path, *, every_s: float = 0.5, num_rollouts: int = 6) -> None:
         self._launched = _find_launched(run)
         self._path = self._launched.path if self._launched is not None else open_run(str(run)).path
@@ -146,6 +148,8 @@ class BeforeAfter(widgets.VBox):
     Raises:
         InputError: `run` is a folder without a run in it.
     """
+
+    _task: asyncio.Task[None] | None = None
 
     def __init__(self, run: LaunchedRun | str | Path, *, every_s: float = 1.0) -> None:
         self._launched = _find_launched(run)
