@@ -1,8 +1,8 @@
 """Embeddings in two dimensions, fitted once over all chosen steps, so that a point stays put while the steps go by.
 
 PCA is the default: linear, fitted in a second, and it says how much of the variance is seen. PaCMAP, UMAP and t-SNE
-bend the space to keep neighbours together; distances between far clusters mean little in them, and so does the size of a
-cluster. They start from the first 50 principal components, as is usual, and are kept beside the run.
+bend the space to keep neighbours together; distances between far clusters mean little in them, and so does a cluster's
+size. They start from the first 50 principal components, as is usual, and are kept beside the run.
 
 More rollouts than `max_points` are drawn down to whole groups, evenly over the steps and of the same prompts wherever
 they come again; the note that goes into the title says how many. Libraries that are not there cost the method that

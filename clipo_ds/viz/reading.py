@@ -76,9 +76,7 @@ def badge(cell: str) -> str:
     return f'<span class="badge" style="background:{CELL_COLOURS[cell]};color:{ink}">{cell}</span>'
 
 
-def neighbours(
-    vectors: np.ndarray, rows: np.ndarray, row: int, count: int = 5
-) -> list[tuple[int, float]]:
+def neighbours(vectors: np.ndarray, rows: np.ndarray, row: int, count: int = 5) -> list[tuple[int, float]]:
     """The rollouts nearest to one in the original space, with their cosine similarity, nearest first.
 
     Args:
@@ -193,4 +191,4 @@ def _worth(entry: pd.Series) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    return "–" if pd.isna(value) else f"{value:{form}}"
+    return "-" if pd.isna(value) else f"{value:{form}}"

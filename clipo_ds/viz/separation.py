@@ -5,7 +5,7 @@ some prompts are easier than others. So every figure is computed in the original
 labels *within groups*: whatever the prompts alone give away stays in the baseline, and what exceeds it is told by the
 rollouts. Probes are fitted and tested on different groups.
 
-Pure functions of arrays: numpy and scikit-learn. They take unit rows, as the run folder has them; others are normalised.
+Functions of arrays: numpy and scikit-learn. Rows that are not of unit length are normalised.
 """
 
 from __future__ import annotations
@@ -206,10 +206,10 @@ def _within_groups(unit: np.ndarray, labels: np.ndarray, group: np.ndarray) -> d
             points += len(members)
     with np.errstate(invalid="ignore"):
         similar, apart = positive / num_positive, negative / num_negative
-    mixed = "no group has both right and wrong answers"
+    mixed, alone = "no group has both right and wrong answers", "no group has two right answers"
     return {
         "silhouette_group": _score(silhouette / points) if points else Score(None, why=mixed),
-        "positive_similarity": _score(similar) if num_positive[0] else Score(None, why="no group has two right answers"),
+        "positive_similarity": _score(similar) if num_positive[0] else Score(None, why=alone),
         "negative_similarity": _score(apart) if num_negative[0] else Score(None, why=mixed),
         "margin": _score(similar - apart) if num_positive[0] and num_negative[0] else Score(None, why=mixed),
     }

@@ -31,27 +31,34 @@ CONFIG: dict[str, Any] = {
     "scrollZoom": True,
 }
 
+AXIS = {
+    "gridcolor": GRID, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": GREY,
+    "title": {"font": {"size": 13}, "standoff": 8},
+}  # fmt: skip
+FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        "font": {"family": FONT, "size": 12.5, "color": INK},
         "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}, "subtitle": {"font": {"size": 12}}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(SERIES),
-        "margin": {"l": 64, "r": 24, "t": 84, "b": 56},
+        "margin": {"l": 64, "r": 24, "t": 96, "b": 84},
         "hoverlabel": {"bgcolor": "white", "bordercolor": GREY, "font": {"size": 12, "color": INK}, "align": "left"},
-        "legend": {"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0, "font": {"size": 12}},
-        "xaxis": {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": GREY},
-        "yaxis": {"gridcolor": GRID, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": GREY},
+        "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0},
+        "xaxis": AXIS,
+        "yaxis": AXIS,
         "coloraxis": {"colorscale": SEQUENTIAL},
     }
 )  # fmt: skip
 
 STYLE = f"""<style>
-.clipo {{font: 13px/1.45 system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; color: {INK}}}
+.clipo {{font: 13px/1.45 {FONT}; color: {INK}}}
 .clipo h4 {{margin: 10px 0 4px; font-size: 13px}}
-.clipo pre {{white-space: pre-wrap; overflow-wrap: anywhere; background: #F7F8F9; color: {INK}; border: 1px solid {GRID};
-  border-radius: 4px; padding: 8px 10px; margin: 4px 0; max-height: 320px; overflow-y: auto; font-size: 12.5px}}
+.clipo pre {{white-space: pre-wrap; overflow-wrap: anywhere; background: #F7F8F9; color: {INK};
+  border: 1px solid {GRID}; border-radius: 4px; padding: 8px 10px; margin: 4px 0; max-height: 320px; overflow-y: auto;
+  font-size: 12.5px}}
 .clipo mark {{background: #FBE3D5; color: inherit; border-bottom: 2px solid {VERMILLION}}}
 .clipo .why {{color: {VERMILLION}; font-weight: 600}}
 .clipo .quiet {{color: #5B616A}}

@@ -1,0 +1,131 @@
+"""What the views have in common: figures that survive a reload, errors in words, tasks beside the kernel's other work.
+
+plotly's FigureWidget sends changes only, and inside a box nobody refreshes the state that a reloaded page (or Voila)
+starts from. So `Plot` is made with its first figure, and after a change it brings that state up to date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import html
+from collections.abc import Callable, Coroutine
+from copy import deepcopy
+from typing import Any, ParamSpec
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from clipo_ds.types import InputError
+from clipo_ds.viz.frames import RunState
+from clipo_ds.viz.theme import BLUE, CONFIG, GREEN, ORANGE, boxed
+
+SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
+FIXED = ("uid", "type")  # of a trace
+STATE_COLOURS = {"finished": GREEN, "running": BLUE, "stale": ORANGE}
+
+P = ParamSpec("P")
+
+
+class Plot(go.FigureWidget):
+    """A FigureWidget that takes whole figures, sends what differs, and can be reloaded."""
+
+    def __init__(self, figure: go.Figure) -> None:
+        super().__init__(figure)
+        self._config = {**self._config, **CONFIG}
+        self._given = figure.layout.to_plotly_json()
+        self._settling: asyncio.TimerHandle | None = None
+
+    def show_figure(self, figure: go.Figure) -> bool:
+        """Become `figure`: in place where its traces are of the same kinds, else with new traces.
+
+        Of the layout only what differs from the last figure is touched, so that a reader's zoom stays.
+
+        Returns whether the traces are new ones, which know of no callbacks yet.
+        """
+        layout = figure.layout.to_plotly_json()
+        changes = {key: value for key, value in layout.items() if value != self._given.get(key)}
+        changes |= {key: None for key in self._given if key not in layout}
+        self._given = layout
+        same = [trace.type for trace in figure.data] == [trace.type for trace in self.data]
+        with self.batch_update():
+            if same:
+                for old, new in zip(self.data, figure.data, strict=True):
+                    gone = {key: None for key in old._props if key not in new._props}
+                    old.update({key: v for key, v in (gone | new._props).items() if key not in FIXED}, overwrite=True)
+            self.update_layout(changes, overwrite=True)
+        if not same:
+            self.data = []
+            self.add_traces(figure.data)
+        self._settle()
+        return not same
+
+    def _settle(self) -> None:
+        """Refresh the stored state once changes have come to rest; at once where no event loop runs."""
+        if self._settling is not None:
+            self._settling.cancel()
+        try:
+            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self.refresh_stored_state)
+        except RuntimeError:
+            self.refresh_stored_state()
+
+    def refresh_stored_state(self) -> None:
+        """Store data and layout as they stand; the browser keeps them and draws nothing."""
+        self._widget_layout = deepcopy(self._layout_obj._props)
+        self._widget_data = deepcopy(self._data)
+
+
+def said(error: Exception) -> widgets.HTML:
+    """What is wrong with the input, as a sentence in the notebook."""
+    return widgets.HTML(boxed(f'<div class="error">{html.escape(str(error))}</div>'))
+
+
+def in_words(view: Callable[P, widgets.Widget]) -> Callable[P, widgets.Widget]:
+    """A function that makes a view, made to say what is wrong with its input instead of raising it."""
+
+    @functools.wraps(view)
+    def careful(*args: P.args, **kwargs: P.kwargs) -> widgets.Widget:
+        try:
+            return view(*args, **kwargs)
+        except InputError as error:
+            return said(error)
+
+    return careful
+
+
+def notes(sentences: tuple[str, ...]) -> widgets.HTML:
+    """What was left out, if anything was."""
+    lines = "".join(f'<div class="note">{html.escape(sentence)}</div>' for sentence in sentences)
+    return widgets.HTML(boxed(lines) if lines else "")
+
+
+def state_badge(state: RunState) -> str:
+    """Where the run stands, as HTML."""
+    where = f"step {state.step} of {state.num_steps}"
+    if state.word == "stale":
+        where += f"; nothing has been written for {duration(state.silent_s)}: it may have died (it could be evaluating)"
+    return boxed(f'<span class="badge" style="background:{STATE_COLOURS[state.word]}">{state.word}</span> {where}')
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def in_background(work: Coroutine[Any, Any, None], tell: widgets.HTML) -> asyncio.Task[None] | None:
+    """Run `work` in the kernel's event loop, what goes wrong in it told by `tell`; None where no loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        work.close()
+        return None
+
+    def on_end(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            tell.value = said(RuntimeError(f"This view follows the run no longer: {error}")).value
+
+    task = loop.create_task(work)
+    task.add_done_callback(on_end)
+    return task
