@@ -23,7 +23,7 @@ from clipo_ds.records import Run, open_run
 from clipo_ds.viz.frames import STALE_AFTER_S
 from clipo_ds.viz.launch import ROOT, LaunchedRun, RunStatus, attach, run_environment, was_launched
 from clipo_ds.viz.progress import STATE_COLOURS, before_after, draw, live_figure, newest_rollouts, settle, state_badge
-from clipo_ds.viz.tail import JsonLines
+from clipo_ds.viz.tail import JsonLines, last_row
 
 
 class LiveRun(widgets.VBox):
@@ -85,7 +85,8 @@ class LiveRun(widgets.VBox):
         if self._launched is not None:
             return self._launched.status()
         num_steps = int(open_run(self._path).config["steps"])
-        step = int(self._metrics.rows[-1]["step"]) if self._metrics.rows else 0
+        last = last_row(self._metrics.path)
+        step = 0 if last is None else int(last["step"])
         return RunStatus("running" if step < num_steps else "finished", step, num_steps, "")
 
     async def _follow(self, every_s: float) -> None:
