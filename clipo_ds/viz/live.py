@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import ipywidgets as widgets
 
 from clipo_ds.records import Run, open_run
 from clipo_ds.viz.frames import STALE_AFTER_S
+from clipo_ds.viz.interact import Plot, duration, in_background
 from clipo_ds.viz.launch import ROOT, LaunchedRun, RunStatus, attach, run_environment, was_launched
-from clipo_ds.viz.progress import STATE_COLOURS, before_after, draw, live_figure, newest_rollouts, settle, state_badge
+from clipo_ds.viz.progress import STATE_COLOURS, before_after, live_figure, newest_rollouts, state_badge
 from clipo_ds.viz.tail import JsonLines, last_row
 
 
@@ -59,18 +60,18 @@ class LiveRun(widgets.VBox):
         self._message = widgets.HTML()
         self._rollouts = widgets.HTML()
         self._read()
-        self.figure = live_figure(self._metrics.rows, self._evaluations.rows)
+        self.figure = Plot(live_figure(self._metrics.rows, self._evaluations.rows))
         self.refresh()
         bar = widgets.HBox([self._badge, self._progress, self._stop], layout=widgets.Layout(align_items="center"))
         super().__init__([bar, self._message, self.figure, self._rollouts])
         self.add_class("clipo-live")
-        self._task = _in_background(self._follow(every_s), self._message)
+        self._task = in_background(self._follow(every_s), self._message)
 
     def refresh(self) -> RunStatus:
         """Bring everything up to date; the view does so by itself where an event loop runs."""
         status = self._status()
         if self._read():
-            draw(self.figure, self._metrics.rows, self._evaluations.rows)
+            self.figure.show_figure(live_figure(self._metrics.rows, self._evaluations.rows))
         self._show_rollouts()
         self._show_status(status)
         return status
@@ -91,7 +92,7 @@ class LiveRun(widgets.VBox):
 
     async def _follow(self, every_s: float) -> None:
         await asyncio.sleep(every_s)
-        settle(self.figure)  # on the page by now
+        self.figure.fill_box()  # on the page by now
         while not self.refresh().is_over:
             await asyncio.sleep(every_s)
 
@@ -121,9 +122,9 @@ class LiveRun(widgets.VBox):
         state = "stale" if is_stale else status.state
         parts = [f"step {status.step} of {status.num_steps}" if status.num_steps else "no run folder yet"]
         if times and status.num_steps and not status.is_over:
-            parts.append(f"{seconds:.1f} s a step, about {_duration((status.num_steps - status.step) * seconds)} left")
+            parts.append(f"{seconds:.1f} s a step, about {duration((status.num_steps - status.step) * seconds)} left")
         if is_stale:
-            parts.append(f"nothing new for {_duration(silent)}: it may be evaluating, or dead")
+            parts.append(f"nothing new for {duration(silent)}: it may be evaluating, or dead")
         if status.state == "starting" and self._launched is not None:
             parts.append(self._launched.output(1))
         parts.append(status.message or self._answer)
@@ -158,7 +159,7 @@ class BeforeAfter(widgets.VBox):
         self._view = widgets.HTML("waiting for the run to end")
         super().__init__([self._view])
         self.add_class("clipo-before-after")
-        self._task = _in_background(self._wait_and_show(every_s), self._view)
+        self._task = in_background(self._wait_and_show(every_s), self._view)
 
     def close(self) -> None:
         """Stop waiting."""
@@ -222,26 +223,3 @@ def _find_launched(run: LaunchedRun | str | Path) -> LaunchedRun | None:
     if isinstance(run, LaunchedRun):
         return run
     return attach(run) if was_launched(run) else None
-
-
-def _in_background(work: Coroutine[Any, Any, None], view: widgets.HTML) -> asyncio.Task[None] | None:
-    """Run `work` in the kernel's event loop, what goes wrong in it told by `view`; None where no loop runs."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        work.close()
-        return None
-
-    def on_end(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            view.value = f"this view follows the run no longer: {html.escape(f'{type(error).__name__}: {error}')}"
-
-    task = loop.create_task(work)
-    task.add_done_callback(on_end)
-    return task
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

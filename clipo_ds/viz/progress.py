@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from plotly.subplots import make_subplots
 from clipo_ds.records import Run
 from clipo_ds.viz.frames import open_rollouts
 from clipo_ds.viz.reading import html_table, rollouts_table
-from clipo_ds.viz.theme import BLUE, CONFIG, SERIES, TEMPLATE, boxed
+from clipo_ds.viz.theme import BLUE, SERIES, TEMPLATE, boxed
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,8 +44,8 @@ def state_badge(state: str) -> str:
     return boxed(f'<span class="badge" style="background:{STATE_COLOURS[state]}">{html.escape(state)}</span>')
 
 
-def live_figure(metrics: Rows, evaluations: Rows) -> go.FigureWidget:
-    """The curves of `PANELS` as they stand; `draw` brings them up to date."""
+def live_figure(metrics: Rows, evaluations: Rows) -> go.Figure:
+    """The curves of `PANELS` as they stand."""
     figure = make_subplots(rows=1, cols=len(PANELS), subplot_titles=[title for title, *_ in PANELS])
     figure.update_annotations(font_size=14)
     figure.update_layout(
@@ -57,29 +56,7 @@ def live_figure(metrics: Rows, evaluations: Rows) -> go.FigureWidget:
         if is_share:
             figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03], row=1, col=column)
     figure.add_traces(_traces(metrics, evaluations))
-    widget = go.FigureWidget(figure)
-    widget._config = CONFIG
-    return widget
-
-
-def draw(figure: go.FigureWidget, metrics: Rows, evaluations: Rows) -> None:
-    """Bring the figure of `live_figure` up to date with all rows there are."""
-    traces = _traces(metrics, evaluations)
-    with figure.batch_update():
-        for shown, new in zip(figure.data, traces, strict=False):
-            shown.x, shown.y = new.x, new.y
-    if len(traces) > len(figure.data):
-        figure.add_traces(traces[len(figure.data) :])
-    settle(figure)
-
-
-def settle(figure: go.FigureWidget) -> None:
-    """Make a figure inside a box fill its width, and a page that is loaded anew start from what it shows now.
-
-    plotly measures the box before it is on the page, and keeps the first picture as what a reload starts from.
-    """
-    figure._widget_data = deepcopy(figure._data)
-    figure._send_relayout_msg({"autosize": True})
+    return figure
 
 
 def newest_rollouts(run: Run, step: int, count: int) -> str:
