@@ -225,6 +225,45 @@ class Browser:
             timeout=1000 * TIME_LIMIT_S,
         )
 
+    def press_slider(self, where: str, key: str) -> None:
+        """Move a slider by a key."""
+        handle = self.page.locator(f"{where} .widget-slider .noUi-handle").first
+        handle.focus()
+        handle.press(key)
+
+    def click_point(self, figure: str) -> str:
+        """Click a point of a scatter figure, once the pointer is on it; returns the text that the pointer was shown.
+
+        The point is the one furthest from the middle: the least likely to lie under another.
+        """
+        plot = self.page.locator(figure).first
+        plot.scroll_into_view_if_needed()
+        x, y = plot.evaluate(
+            """plot => {
+              const {xaxis, yaxis, _size} = plot._fullLayout, box = plot.getBoundingClientRect();
+              let best = [-1, 0, 0];
+              for (const trace of plot._fullData) {
+                for (let i = 0; trace.visible === true && i < trace.x.length; i++) {
+                  const px = xaxis.l2p(trace.x[i]), py = yaxis.l2p(trace.y[i]);
+                  const far = Math.hypot(px - xaxis._length / 2, py - yaxis._length / 2);
+                  if (px >= 0 && px <= xaxis._length && py >= 0 && py <= yaxis._length && far > best[0])
+                    best = [far, box.left + _size.l + px, box.top + _size.t + py];
+                }
+              }
+              window.__clicked = null;
+              plot.on('plotly_click', event => { window.__clicked = event.points[0].pointNumber; });
+              return best.slice(1);
+            }"""
+        )
+        self.page.mouse.move(x - 3, y - 3)
+        self.page.mouse.move(x, y)
+        shown = self.page.locator(f"{figure} .hoverlayer .hovertext").first
+        shown.wait_for(timeout=1000 * TIME_LIMIT_S)
+        text = shown.inner_text()
+        self.page.mouse.click(x, y)
+        self.page.wait_for_function("() => window.__clicked !== null", timeout=1000 * TIME_LIMIT_S)
+        return text
+
     def num_traces(self, figure: str = ".js-plotly-plot") -> int:
         """Traces of the first figure, as drawn."""
         return int(self.page.locator(figure).first.evaluate("plot => plot._fullData.length"))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, Server, find_chromium, put_notebook, serve_dashboard, serve_lab
+from browser import NOTEBOOKS, Browser, Server, find_chromium, put_notebook, serve_dashboard, serve_lab
 from launching import SMALL, run
 
 from clipo_ds.records import open_run
@@ -28,11 +28,17 @@ QUICK = dict(flag.removeprefix("--").split("=", 1) for flag in SMALL if not flag
 }
 
 
+READERS = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("01_"))
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
+def server(tmp_path_factory, recorded_run) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("notebooks")
-    with serve_lab(folder, tmp_path_factory.mktemp("jupyter")) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPO_DS_RUN", str(recorded_run))
+        patch.setenv("CLIPO_DS_RUNS", str(recorded_run.parent))
+        with serve_lab(folder, tmp_path_factory.mktemp("jupyter")) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,37 @@ def test_quickstart_runs_live_survives_a_reload_and_stops_with_a_checkpoint(serv
     finally:
         with contextlib.suppress(ValueError):  # it never started
             attach(folder).stop(at_once=True)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_notebook_runs_and_its_figures_survive_a_reload(name, server, browser):
+    browser.open(server, put_notebook(name, server.folder))
+    browser.run_all()
+    browser.wait_for_points()
+    browser.screenshot(Path(name).stem)
+    browser.reload()
+    browser.wait_for_points()
+    browser.screenshot(f"{Path(name).stem}_reloaded")
+    browser.assert_clean()
+
+
+@pytest.mark.skipif("02_embedding_clusters.ipynb" not in READERS, reason="there is no such notebook yet")
+def test_clusters_follow_the_slider_and_a_click_shows_exactly_that_rollout(server, browser):
+    figure = ".clipo-clusters .js-plotly-plot"
+    browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder))
+    browser.run_all()
+    browser.wait_for_points(figure)
+    title = ".clipo-clusters .gtitle"
+    before = browser.page.locator(title).first.inner_text()
+    browser.press_slider(".clipo-clusters", "ArrowLeft")
+    browser.page.wait_for_function(
+        "([where, text]) => document.querySelector(where).textContent !== text", arg=[title, before]
+    )
+    number = re.search(r"rollout (\d+)", browser.click_point(figure), re.IGNORECASE)
+    assert number is not None
+    browser.wait_for_text(".clipo-clusters .clipo", re.compile(rf"Rollout {number[1]}\b"))
+    browser.screenshot("02_embedding_clusters_clicked")
+    browser.assert_clean()
 
 
 def test_dashboard_shows_a_run_to_those_who_have_the_token(browser, recorded_run, tmp_path):
