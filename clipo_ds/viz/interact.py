@@ -69,6 +69,10 @@ class Plot(go.FigureWidget):
         except RuntimeError:
             self.refresh_stored_state()
 
+    def fill_box(self) -> None:
+        """Take the width of the box it is in: plotly measured that before it was on the page."""
+        self._send_relayout_msg({"autosize": True})
+
     def refresh_stored_state(self) -> None:
         """Store data and layout as they stand; the browser keeps them and draws nothing."""
         self._widget_layout = deepcopy(self._layout_obj._props)

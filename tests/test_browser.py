@@ -1,0 +1,158 @@
+"""The notebooks in JupyterLab, in a real browser: run, operated, reloaded, without an error or a request that leaves.
+
+Pictures of what was seen go to the folder that CLIPO_DS_SCREENSHOTS names, for people to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import NOTEBOOKS, Browser, Server, find_chromium, put_notebook, serve_dashboard, serve_lab
+from launching import SMALL, run
+
+from clipo_ds.records import open_run
+from clipo_ds.viz.launch import attach
+
+pytestmark = pytest.mark.browser
+
+# Evaluated before training and never again, so that the stopped run's checkpoint is evaluated by the notebook.
+QUICK = dict(flag.removeprefix("--").split("=", 1) for flag in SMALL if not flag.startswith("--recipe")) | {
+    "steps": 100_000,
+    "evaluation.every": 100_000,
+}
+
+
+READERS = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("01_"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, recorded_run) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPO_DS_RUN", str(recorded_run))
+        patch.setenv("CLIPO_DS_RUNS", str(recorded_run.parent))
+        with serve_lab(folder, tmp_path_factory.mktemp("jupyter")) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("there is no Chromium: `make browser` installs one")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def browser(chromium, tmp_path) -> Iterator[Browser]:
+    screenshots = Path(os.environ.get("CLIPO_DS_SCREENSHOTS", tmp_path / "screenshots"))
+    page = chromium.new_page(viewport={"width": 1400, "height": 1700})
+    try:
+        yield Browser(page, screenshots)
+    finally:
+        page.close()
+
+
+def test_quickstart_runs_live_survives_a_reload_and_stops_with_a_checkpoint(server, browser, tmp_path):
+    folder = tmp_path / "demo"
+    name = put_notebook(
+        "01_quickstart.ipynb",
+        server.folder,
+        f"recipe = 'demo'\nsettings = {QUICK!r}\nrun_dir = {str(folder)!r}",
+    )
+    browser.open(server, name)
+    try:
+        browser.run_all()
+        browser.wait_for_text(".clipo-live .badge", "running")
+        # three curves and four lines of test sets
+        browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 5 + 4)
+        browser.wait_for_text(".clipo-live", re.compile(r"Rollouts of step \d+"))
+        browser.page.wait_for_function(
+            "() => { const plot = document.querySelector('.clipo-live .js-plotly-plot');"
+            " return plot._fullLayout.width > 0.9 * plot.closest('.clipo-live').clientWidth; }"
+        )
+        browser.screenshot("01_quickstart_running")
+        browser.reload()
+        browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 5 + 4)
+        assert browser.num_traces(".clipo-live .js-plotly-plot") == 3 + 4
+        browser.wait_for_text(".clipo-live", re.compile(r"Rollouts of step \d+"))
+        browser.screenshot("01_quickstart_reloaded")
+        browser.page.locator(".clipo-live .clipo-stop").click()
+        browser.wait_for_text(".clipo-live .badge", "stopped")
+        step = max(open_run(folder).checkpoints())
+        assert step == open_run(folder).metrics()[-1]["step"]
+        browser.wait_for_text(".clipo-before-after", f"Before training and after step {step}")
+        browser.page.locator(".clipo-before-after").scroll_into_view_if_needed()
+        browser.screenshot("01_quickstart_stopped")
+        browser.assert_clean()
+    finally:
+        with contextlib.suppress(ValueError):  # it never started
+            attach(folder).stop(at_once=True)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_notebook_runs_and_its_figures_survive_a_reload(name, server, browser):
+    browser.open(server, put_notebook(name, server.folder))
+    browser.run_all()
+    browser.wait_for_points()
+    browser.screenshot(Path(name).stem)
+    browser.reload()
+    browser.wait_for_points()
+    browser.screenshot(f"{Path(name).stem}_reloaded")
+    browser.assert_clean()
+
+
+@pytest.mark.skipif("02_embedding_clusters.ipynb" not in READERS, reason="there is no such notebook yet")
+def test_clusters_follow_the_slider_and_a_click_shows_exactly_that_rollout(server, browser):
+    figure = ".clipo-clusters .js-plotly-plot"
+    browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder))
+    browser.run_all()
+    browser.wait_for_points(figure)
+    title = ".clipo-clusters .gtitle"
+    before = browser.page.locator(title).first.inner_text()
+    browser.press_slider(".clipo-clusters", "ArrowLeft")
+    browser.page.wait_for_function(
+        "([where, text]) => document.querySelector(where).textContent !== text", arg=[title, before]
+    )
+    number = re.search(r"rollout (\d+)", browser.click_point(figure), re.IGNORECASE)
+    assert number is not None
+    browser.wait_for_text(".clipo-clusters .clipo", re.compile(rf"Rollout {number[1]}\b"))
+    browser.screenshot("02_embedding_clusters_clicked")
+    browser.assert_clean()
+
+
+def test_dashboard_shows_a_run_to_those_who_have_the_token(browser, recorded_run, tmp_path):
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("from clipo_ds.viz.live import LiveRun\nLiveRun(chosen_run())")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    notebook.cells[0].source = "from clipo_ds.viz.frames import chosen_run\n" + notebook.cells[0].source
+    file = tmp_path / "page.ipynb"
+    nbformat.write(notebook, file)
+    with serve_dashboard(recorded_run, file, tmp_path / "home") as server:
+        with urllib.request.urlopen(server.url) as stranger:
+            assert "/login" in stranger.url
+        browser.open_dashboard(server)
+        browser.wait_for_text(".clipo-live .badge", "finished")
+        browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 6)
+        browser.screenshot("dashboard")
+        assert browser.foreign == []
+
+
+def test_dashboard_of_no_run_is_refused_in_one_line(tmp_path):
+    done = run("dashboard.py", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: `run` must be a run folder") and done.stderr.count("\n") == 1
