@@ -7,6 +7,7 @@ starts from. So `Plot` is made with its first figure, and after a change it brin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import html
 from collections.abc import Callable, Coroutine
@@ -35,6 +36,14 @@ class Plot(go.FigureWidget):
         self._config = {**self._config, **CONFIG}
         self._given = figure.layout.to_plotly_json()
         self._settling: asyncio.TimerHandle | None = None
+        self._view_count = 0  # which makes the browser keep count
+        self.observe(self._on_view, "_view_count")
+
+    def _on_view(self, change: dict[str, Any]) -> None:
+        """A view has come up: plotly has measured its box before that was on the page."""
+        if (change["new"] or 0) > (change["old"] or 0):
+            with contextlib.suppress(RuntimeError):  # no event loop, so no browser either
+                asyncio.get_running_loop().call_later(SETTLE_S, self.fill_box)
 
     def show_figure(self, figure: go.Figure) -> bool:
         """Become `figure`: in place where its traces are of the same kinds, else with new traces.
