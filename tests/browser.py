@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 NOTEBOOKS = ROOT / "notebooks"
-TIME_LIMIT_S = 120.0  # against hanging only: machines pause
+TIME_LIMIT_S = 45.0  # against hanging only: machines pause
 # Said by JupyterLab or the browser itself, whatever the notebook: a favicon, extensions that are not there.
 HARMLESS = re.compile(r"favicon|net::ERR_ABORTED")
 
@@ -47,6 +47,28 @@ READY = """() => {
   const panel = window.jupyterapp?.shell?.currentWidget, session = panel?.sessionContext;
   return Boolean(panel?.context?.isReady && session?.isReady && session.kernelDisplayStatus === 'idle'
                  && session.session?.kernel?.connectionStatus === 'connected');
+}"""
+
+# What is wrong with the figures of a view, in words.
+LAID_OUT = """(view, count) => {
+  const found = document.querySelector(view), wrong = [];
+  const plots = Array.from(found ? found.querySelectorAll('.js-plotly-plot') : []);
+  if (plots.length !== count) wrong.push(`${plots.length} figures, not ${count}`);
+  plots.forEach((plot, number) => {
+    const layout = plot._fullLayout, say = what => wrong.push(`figure ${number}: ${what}`);
+    if (!plot._fullData?.length && !layout?.annotations?.length) return say('nothing is drawn');
+    if (layout.autosize && layout.width < 0.95 * found.clientWidth)
+      say(`${layout.width} px wide, in a view of ${found.clientWidth} px`);
+    const box = name => plot.querySelector(name)?.getBoundingClientRect();
+    const title = box('.gtitle'), subtitle = box('.gtitle-subtitle'), panel = box('.cartesianlayer .bglayer, .plot');
+    if (!title) return;
+    const edge = plot.getBoundingClientRect();
+    if (title.top < edge.top - 1 || title.right > edge.right + 1) say('its title is cut off');
+    if (subtitle && subtitle.top < title.top + 5) say('its subtitle is over its title');
+    const last = subtitle && subtitle.height ? subtitle : title;
+    if (last.bottom > edge.top + layout._size.t) say('its title runs into the panels');
+  });
+  return wrong;
 }"""
 
 
@@ -222,8 +244,26 @@ class Browser:
             "([where, least]) => Array.from(document.querySelectorAll(where)).some(plot => plot._fullData"
             " && plot._fullData.reduce((sum, trace) => sum + (trace.x ? trace.x.length : 0), 0) >= least)",
             arg=[figure, least],
-            timeout=1000 * TIME_LIMIT_S,
+            timeout=1000 * timeout_s,
         )
+
+    def wait_for_figures(self, view: str, count: int, *, timeout_s: float = TIME_LIMIT_S) -> None:
+        """Wait until a view has so many figures, each drawn, as wide as the view, with nothing over anything else.
+
+        The subtitle must be under the title, and both above the panels.
+        """
+        arguments = {"arg": [view, count], "timeout": 1000 * timeout_s}
+        try:
+            self.page.wait_for_function(f"([view, count]) => ({LAID_OUT})(view, count).length === 0", **arguments)
+        except Exception as error:  # playwright's, which is imported where it is needed
+            self.screenshot(f"failed_{view[1:]}")
+            found = self.page.evaluate(f"([view, count]) => ({LAID_OUT})(view, count)", [view, count])
+            raise AssertionError(f"the figures of {view}: {found}; the page's console: {self.errors}") from error
+
+    def wait_for_title(self, view: str, text: str | re.Pattern[str], *, timeout_s: float = TIME_LIMIT_S) -> None:
+        """Wait until the first figure of a view is drawn with a title."""
+        title = self.page.locator(f"{view} .js-plotly-plot").first.locator(".gtitle").filter(has_text=text)
+        title.wait_for(timeout=1000 * timeout_s)
 
     def press_slider(self, where: str, key: str) -> None:
         """Move a slider by a key."""
@@ -231,38 +271,58 @@ class Browser:
         handle.focus()
         handle.press(key)
 
-    def click_point(self, figure: str) -> str:
-        """Click a point of a scatter figure, once the pointer is on it; returns the text that the pointer was shown.
+    def click_point(self, figure: str) -> int:
+        """Click a point of a scatter figure; returns the row that the click's own payload named (`customdata`).
 
-        The point is the one furthest from the middle: the least likely to lie under another.
+        The point is the one furthest from the middle, the least likely to lie under another; hover labels lie.
         """
+        return int(
+            self._click(
+                figure,
+                """plot => {
+                  const {xaxis, yaxis} = plot._fullLayout;
+                  let best = [-1, 0, 0];
+                  for (const trace of plot._fullData.filter(trace => trace.visible === true && trace.customdata)) {
+                    for (let i = 0; i < trace.x.length; i++) {
+                      const px = xaxis.l2p(trace.x[i]), py = yaxis.l2p(trace.y[i]);
+                      const far = Math.hypot(px - xaxis._length / 2, py - yaxis._length / 2);
+                      if (px >= 0 && px <= xaxis._length && py >= 0 && py <= yaxis._length && far > best[0])
+                        best = [far, px, py];
+                    }
+                  }
+                  return best.slice(1);
+                }""",
+            )["customdata"]
+        )
+
+    def click_cell(self, figure: str) -> str:
+        """Click the last cell of the first row of a heatmap; returns the name of its column."""
+        where = """plot => {
+          const {xaxis, yaxis} = plot._fullLayout, side = plot._fullData[0].x.length;
+          return [xaxis._length * (1 - 0.5 / side), yaxis._length * 0.5 / side];
+        }"""
+        return str(self._click(figure, where)["x"])
+
+    def _click(self, figure: str, where: str) -> dict[str, Any]:
+        """Click inside a figure's axes at `where` (JavaScript: plot -> [x, y]), once plotly sees the pointer there."""
         plot = self.page.locator(figure).first
         plot.scroll_into_view_if_needed()
         x, y = plot.evaluate(
-            """plot => {
-              const {xaxis, yaxis, _size} = plot._fullLayout, box = plot.getBoundingClientRect();
-              let best = [-1, 0, 0];
-              for (const trace of plot._fullData) {
-                for (let i = 0; trace.visible === true && i < trace.x.length; i++) {
-                  const px = xaxis.l2p(trace.x[i]), py = yaxis.l2p(trace.y[i]);
-                  const far = Math.hypot(px - xaxis._length / 2, py - yaxis._length / 2);
-                  if (px >= 0 && px <= xaxis._length && py >= 0 && py <= yaxis._length && far > best[0])
-                    best = [far, box.left + _size.l + px, box.top + _size.t + py];
-                }
-              }
-              window.__clicked = null;
-              plot.on('plotly_click', event => { window.__clicked = event.points[0].pointNumber; });
-              return best.slice(1);
-            }"""
+            f"""plot => {{
+              const [px, py] = ({where})(plot), box = plot.getBoundingClientRect(), size = plot._fullLayout._size;
+              window.__clicked = window.__hovered = null;
+              const kept = event => ({{x: event.points[0].x, customdata: event.points[0].customdata}});
+              plot.on('plotly_hover', event => {{ window.__hovered = kept(event); }});
+              plot.on('plotly_click', event => {{ window.__clicked = kept(event); }});
+              return [box.left + size.l + px, box.top + size.t + py];
+            }}"""
         )
         self.page.mouse.move(x - 3, y - 3)
         self.page.mouse.move(x, y)
-        shown = self.page.locator(f"{figure} .hoverlayer .hovertext").first
-        shown.wait_for(timeout=1000 * TIME_LIMIT_S)
-        text = shown.inner_text()
+        self.page.wait_for_function("() => window.__hovered !== null", timeout=1000 * TIME_LIMIT_S)
         self.page.mouse.click(x, y)
         self.page.wait_for_function("() => window.__clicked !== null", timeout=1000 * TIME_LIMIT_S)
-        return text
+        return self.page.evaluate("() => window.__clicked")
 
     def num_traces(self, figure: str = ".js-plotly-plot") -> int:
         """Traces of the first figure, as drawn."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from browser import NOTEBOOKS, Browser, Server, find_chromium, put_notebook, serve_dashboard, serve_lab
 from launching import SMALL, run
+from written_run import write_comparison, write_run
 
 from clipo_ds.records import open_run
 from clipo_ds.viz.launch import attach
@@ -28,15 +29,14 @@ QUICK = dict(flag.removeprefix("--").split("=", 1) for flag in SMALL if not flag
 }
 
 
-READERS = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("01_"))
-
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, recorded_run) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("notebooks")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """JupyterLab whose kernels find a run for notebooks 02 and 03 and a comparison for 04."""
+    folder, runs = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPO_DS_RUN", str(recorded_run))
-        patch.setenv("CLIPO_DS_RUNS", str(recorded_run.parent))
+        patch.setenv("CLIPO_DS_RUN", str(write_run(runs / "one", steps=12, groups=8, group_size=8)))
+        patch.setenv("CLIPO_DS_RUNS", str(write_comparison(runs / "several")))
         with serve_lab(folder, tmp_path_factory.mktemp("jupyter")) as running:
             yield running
 
@@ -47,7 +47,7 @@ def chromium():
 
     executable = find_chromium()
     if executable is None:
-        pytest.skip("there is no Chromium: `make browser` installs one")
+        pytest.fail("there is no Chromium: `make browser` installs one")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield launched
@@ -101,34 +101,70 @@ def test_quickstart_runs_live_survives_a_reload_and_stops_with_a_checkpoint(serv
             attach(folder).stop(at_once=True)
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_notebook_runs_and_its_figures_survive_a_reload(name, server, browser):
-    browser.open(server, put_notebook(name, server.folder))
+# The views of a notebook by their class, and how many figures each has.
+VIEWS = {
+    "02_embedding_clusters": {".clipo-clusters": 2},
+    "03_contrastive_dynamics": {".clipo-dynamics": 4, ".clipo-group": 2},
+    "04_compare_runs": {".clipo-compare": 3},
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_notebook_runs_and_its_figures_are_whole_also_after_a_reload(name, server, browser):
+    browser.open(server, put_notebook(f"{name}.ipynb", server.folder))
     browser.run_all()
-    browser.wait_for_points()
-    browser.screenshot(Path(name).stem)
+    for view, count in VIEWS[name].items():
+        browser.wait_for_figures(view, count)
+        browser.screenshot(f"{name}_{view[7:]}", view)
+    browser.screenshot(name)
     browser.reload()
-    browser.wait_for_points()
-    browser.screenshot(f"{Path(name).stem}_reloaded")
+    for view, count in VIEWS[name].items():
+        browser.wait_for_figures(view, count)
+    browser.screenshot(f"{name}_reloaded")
     browser.assert_clean()
 
 
-@pytest.mark.skipif("02_embedding_clusters.ipynb" not in READERS, reason="there is no such notebook yet")
 def test_clusters_follow_the_slider_and_a_click_shows_exactly_that_rollout(server, browser):
-    figure = ".clipo-clusters .js-plotly-plot"
+    view, figure = ".clipo-clusters", ".clipo-clusters .js-plotly-plot"
     browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder))
     browser.run_all()
-    browser.wait_for_points(figure)
-    title = ".clipo-clusters .gtitle"
-    before = browser.page.locator(title).first.inner_text()
-    browser.press_slider(".clipo-clusters", "ArrowLeft")
-    browser.page.wait_for_function(
-        "([where, text]) => document.querySelector(where).textContent !== text", arg=[title, before]
-    )
-    number = re.search(r"rollout (\d+)", browser.click_point(figure), re.IGNORECASE)
-    assert number is not None
-    browser.wait_for_text(".clipo-clusters .clipo", re.compile(rf"Rollout {number[1]}\b"))
+    browser.wait_for_figures(view, 2)
+    browser.press_slider(view, "ArrowLeft")  # from "the last" step to the one before it
+    browser.wait_for_title(view, "Step 11:")
+    row = browser.click_point(figure)
+    browser.wait_for_text(f"{view} h4", re.compile(rf"^Rollout {row}\b"))
     browser.screenshot("02_embedding_clusters_clicked")
+    browser.reload()
+    browser.wait_for_figures(view, 2)
+    browser.wait_for_title(view, "Step 11:")
+    browser.assert_clean()
+
+
+def test_the_group_follows_the_slider_and_a_click_on_a_cell_shows_both_texts(server, browser):
+    view = ".clipo-group"
+    browser.open(server, put_notebook("03_contrastive_dynamics.ipynb", server.folder))
+    browser.run_all()
+    browser.wait_for_figures(view, 2)
+    browser.press_slider(view, "ArrowLeft")
+    browser.wait_for_title(view, re.compile(r"Group \d+ of step 11"))
+    browser.click_cell(f"{view} .js-plotly-plot")
+    browser.wait_for_text(f"{view} h4", re.compile(r"^Rollout \d+"))
+    assert browser.page.locator(f"{view} h4").filter(has_text="Rollout").count() == 2
+    browser.screenshot("03_contrastive_dynamics_clicked")
+    browser.assert_clean()
+
+
+def test_the_comparison_follows_the_choice_of_arms(server, browser):
+    view = ".clipo-compare"
+    browser.open(server, put_notebook("04_compare_runs.ipynb", server.folder))
+    browser.run_all()
+    browser.wait_for_figures(view, 3)
+    browser.wait_for_text(f"{view} .gtitle", "grpo+clipo answers")
+    browser.page.locator(f"{view} select").first.select_option("grpo+clipo")
+    browser.page.locator(f"{view} select").nth(1).select_option("grpo")
+    browser.wait_for_text(f"{view} .gtitle", "grpo answers")
+    browser.wait_for_figures(view, 3)
+    browser.screenshot("04_compare_runs_chosen")
     browser.assert_clean()
 
 

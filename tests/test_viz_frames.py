@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from recorded_run import FALSE_STEP, tear_newest, write_run
+from written_run import FALSE_STEP, tear_newest, write_run
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.frames import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded_run import write_run
+from written_run import write_run
 from sklearn.metrics import roc_auc_score, silhouette_samples
 
 from clipo_ds.types import InputError

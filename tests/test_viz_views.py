@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from nbclient import NotebookClient
-from recorded_run import FALSE_STEP, tear_newest, write_run
+from written_run import FALSE_STEP, tear_newest, write_run
 
 from clipo_ds.viz.cluster_figures import COLOURS, SHAPES, cluster_figure, trail_figure
 from clipo_ds.viz.cluster_view import ClusterExplorer, separation_view, suspects_view, trail_view

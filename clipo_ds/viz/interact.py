@@ -12,10 +12,13 @@ import functools
 import html
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, ParamSpec
 
+import anywidget
 import ipywidgets as widgets
 import plotly.graph_objects as go
+import traitlets
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.frames import RunState
@@ -28,10 +31,26 @@ STATE_COLOURS = {"finished": GREEN, "running": BLUE, "stale": ORANGE}
 P = ParamSpec("P")
 
 
+class PlotlyScript(anywidget.AnyWidget):
+    """plotly's script for the browser, 5 MB, which all figures of a kernel share."""
+
+    _esm = "export default {}"
+    code = traitlets.Unicode().tag(sync=True)
+
+
+@functools.cache
+def _plotly_script() -> PlotlyScript:
+    return PlotlyScript(code=str(go.FigureWidget._esm))
+
+
 class Plot(go.FigureWidget):
     """A FigureWidget that takes whole figures, sends what differs, and can be reloaded."""
 
+    _esm = Path(__file__).with_name("plot.js")
+    _script = traitlets.Instance(PlotlyScript).tag(sync=True, **widgets.widget_serialization)
+
     def __init__(self, figure: go.Figure) -> None:
+        self._script = _plotly_script()
         super().__init__(figure)
         self._config = {**self._config, **CONFIG}
         self._given = figure.layout.to_plotly_json()

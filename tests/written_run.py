@@ -84,6 +84,24 @@ def write_run(
     return path
 
 
+def write_comparison(folder: Path, *, num_seeds: int = 3) -> Path:
+    """A folder of runs as `scripts/compare.py` makes it: the baseline and CLIPO, each with `num_seeds` seeds, evaluated."""
+    for arm, config in (("grpo", {"contrastive": None}), ("clipo", {})):
+        for seed in range(num_seeds):
+            path = write_run(folder / f"{arm}-seed{seed}", only_right=arm == "clipo" and seed > 0, config=config, seed=seed)
+            for step in (0, 3):
+                gain = (0.1 if arm == "clipo" else 0.04) * step + 0.01 * seed
+                for data, start in (("sums", 0.4), ("longer_sums", 0.2)):
+                    figures = {"accuracy": start + gain, "process_consistent_among_correct": start + 2 * gain}
+                    bounds = {
+                        f"{name}_{end}": value + shift
+                        for name, value in figures.items()
+                        for end, shift in (("low", -0.08), ("high", 0.08))
+                    }
+                    RunWriter(path).write_evaluation(step, {"data": data, **figures, **bounds, "num_problems": 128})
+    return folder
+
+
 def tear_newest(path: Path) -> None:
     """Cut the newest rollouts file in half, as a folder that is being copied has it."""
     newest = max((path / "rollouts").glob("step_*.parquet"))
