@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 NOTEBOOKS = ROOT / "notebooks"
-TIME_LIMIT_S = 45.0  # against hanging only: machines pause
+TIME_LIMIT_S = 120.0  # against hanging only: machines pause
 # Said by JupyterLab or the browser itself, whatever the notebook: a favicon, extensions that are not there.
 HARMLESS = re.compile(r"favicon|net::ERR_ABORTED")
 

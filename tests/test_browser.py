@@ -29,7 +29,6 @@ QUICK = dict(flag.removeprefix("--").split("=", 1) for flag in SMALL if not flag
 }
 
 
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     """JupyterLab whose kernels find a run for notebooks 02 and 03 and a comparison for 04."""

@@ -74,11 +74,11 @@ def write_run(
             step,
             {
                 "reward/mean": 0.5, "reward/total": 0.55, "accuracy/mean": float(correct.mean()),
-                "process/consistent": 0.4, "process/consistent_among_correct": 0.5 + step / 10,
+                "process/consistent": 0.4, "process/consistent_among_correct": 0.5 + step / 10 / max(1, steps / 3),
                 "contrastive/loss": 1.0 / step, "contrastive/valid_share": 1.0, "contrastive/floor_share": 0.1,
                 "contrastive/positive_similarity": 0.6, "contrastive/negative_similarity": 0.1,
                 "contrastive/reward_process_right": 0.1, "contrastive/reward_process_wrong": -0.5,
-                "contrastive/reward_gap": 0.6, "contrastive/head_norm": 2.0, "time/step": 0.1,
+                "contrastive/reward_gap": 0.6, "contrastive/head_norm": 2.0, "time/step": 0.1, "response/length": 10.0 + seed,
             },
         )  # fmt: skip
     return path
@@ -88,11 +88,13 @@ def write_comparison(folder: Path, *, num_seeds: int = 3) -> Path:
     """A folder of runs as `scripts/compare.py` makes it: the baseline and CLIPO, each with `num_seeds` seeds, evaluated."""
     for arm, config in (("grpo", {"contrastive": None}), ("clipo", {})):
         for seed in range(num_seeds):
-            path = write_run(folder / f"{arm}-seed{seed}", only_right=arm == "clipo" and seed > 0, config=config, seed=seed)
+            path = write_run(
+                folder / f"{arm}-seed{seed}", only_right=arm == "clipo" and seed > 0, config=config, seed=seed
+            )
             for step in (0, 3):
-                gain = (0.1 if arm == "clipo" else 0.04) * step + 0.01 * seed
+                gain = (0.06 + 0.01 * seed if arm == "clipo" else 0.03) * step + 0.02 * seed
                 for data, start in (("sums", 0.4), ("longer_sums", 0.2)):
-                    figures = {"accuracy": start + gain, "process_consistent_among_correct": start + 2 * gain}
+                    figures = {"accuracy": start + gain, "process_consistent_among_correct": start + 1.5 * gain}
                     bounds = {
                         f"{name}_{end}": value + shift
                         for name, value in figures.items()

@@ -72,6 +72,7 @@ def differences_figure(summary: pd.DataFrame, baseline: str) -> go.Figure:
                 hovertemplate="%{y}<br>%{x:+.1f} points<extra>" + data + "</extra>", row=1, col=column,
             )  # fmt: skip
         figure.add_vline(x=0, line={"color": GREY, "dash": "dot"}, row=1, col=column)
+    figure.update_annotations(font_size=13)
     figure.update_xaxes(title_text=f"difference from {baseline}, percentage points")
     figure.update_layout(scattermode="group", scattergap=0.5)
     clear = rows[rows["difference"].abs() > rows["difference_half"]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gzip
 import html
 from collections.abc import Callable, Coroutine
 from copy import deepcopy
@@ -32,15 +33,15 @@ P = ParamSpec("P")
 
 
 class PlotlyScript(anywidget.AnyWidget):
-    """plotly's script for the browser, 5 MB, which all figures of a kernel share."""
+    """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.4 MB as it is sent."""
 
     _esm = "export default {}"
-    code = traitlets.Unicode().tag(sync=True)
+    gzipped = traitlets.Bytes().tag(sync=True)
 
 
 @functools.cache
 def _plotly_script() -> PlotlyScript:
-    return PlotlyScript(code=str(go.FigureWidget._esm))
+    return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode()))
 
 
 class Plot(go.FigureWidget):

@@ -11,11 +11,18 @@ async function load(model) {
   const id = model.get("_script").replace("IPY_MODEL_", ""), manager = model.widget_manager;
   while (!manager.has_model(id)) await new Promise(resolve => setTimeout(resolve, 50));  // models come in any order
   const script = await manager.get_model(id);
-  if (!script.plotly) {
-    const address = URL.createObjectURL(new Blob([script.get("code")], {type: "text/javascript"}));
-    script.plotly = import(/* webpackIgnore: true */ address).finally(() => URL.revokeObjectURL(address));
-  }
+  script.plotly ??= unpacked(script.get("gzipped"));
   return script.plotly;
+}
+
+async function unpacked(gzipped) {
+  const code = new Blob([gzipped]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const address = URL.createObjectURL(new Blob([await new Response(code).blob()], {type: "text/javascript"}));
+  try {
+    return await import(/* webpackIgnore: true */ address);
+  } finally {
+    URL.revokeObjectURL(address);
+  }
 }
 
 export default () => {
