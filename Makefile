@@ -57,7 +57,9 @@ browser: setup  ## Find or install the Chromium that the browser tests drive
 			$(BIN)/playwright install chromium; \
 		fi; \
 		$(FIND_BROWSER); \
-	} || echo "No Chromium, and none could be installed: the browser tests will be skipped" >&2
+	} || { \
+		echo "No Chromium, and none could be installed. All tests but those that need it: make test PYTEST=\"-m 'not gpu and not browser'\"" >&2; \
+		exit 1; }
 
 # The CPU even where there are GPUs: the demo's model is tiny, and its numbers are then the same everywhere. A CUDA_VISIBLE_DEVICES of the
 # user's would make the launcher look for that slot among the CPU's.
@@ -71,7 +73,8 @@ lab: setup  ## Open JupyterLab on the notebooks
 dashboard: setup  ## Show a run as a page on this machine:  make dashboard RUN=runs/demo-20261124-080000
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/dashboard.py $(RUN) --notebook $(NOTEBOOK) --port $(PORT)
 
-test: setup browser  ## Run every test that needs no GPU, then lint
+# Without `browser` where its tests are left out.
+test: setup $(if $(findstring not browser,$(PYTEST)),,browser)  ## Run every test that needs no GPU, then lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m 'not gpu' $(PYTEST)
 	@$(MAKE) --no-print-directory lint
 

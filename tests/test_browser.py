@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import NOTEBOOKS, Browser, Server, find_chromium, put_notebook, serve_dashboard, serve_lab
+from browser import Browser, Server, find_chromium, put_notebook, serve_dashboard, serve_lab
 from launching import SMALL, run
 from written_run import write_comparison, write_run
 

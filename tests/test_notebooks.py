@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import nbformat
@@ -21,7 +22,7 @@ def execute(folder: Path, name: str) -> nbformat.NotebookNode:
     notebook = nbformat.read(folder / name, as_version=4)
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-        store_widget_state=False,
+        store_widget_state=True,
     )  # fmt: skip
     return client.execute()
 
@@ -51,4 +52,19 @@ def test_quickstart_starts_a_run_and_follows_it(tmp_path):
 @pytest.mark.parametrize("name", READERS)
 def test_notebook_reads_a_recorded_run(name, recorded_run, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPO_DS_RUN", str(recorded_run))
-    execute(tmp_path, put_notebook(name, tmp_path))
+    monkeypatch.setenv("CLIPO_DS_RUNS", str(recorded_run))
+    notebook = execute(tmp_path, put_notebook(name, tmp_path))
+    kinds = {output.output_type for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs}
+    assert kinds <= {"display_data", "execute_result"}
+    assert 'class="error"' not in str(notebook.metadata["widgets"])
+
+
+@pytest.mark.parametrize("name", ["01_quickstart.ipynb", *READERS])
+def test_notebooks_are_thin_and_stored_without_outputs(name):
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)
+            assert len(cell.source.splitlines()) <= 5

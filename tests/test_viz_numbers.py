@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_run import write_run
 from sklearn.metrics import roc_auc_score, silhouette_samples
+from written_run import write_run
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.comparison import curves, evaluation_summary, mean_with_interval, open_arms, wins_and_losses

@@ -1,4 +1,4 @@
-"""Figures, views, report and notebooks on a recorded run: what they say, and that bad input becomes a sentence."""
+"""Figures, views and report on a written run: what they say, and that bad input becomes a sentence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import ipywidgets as widgets
-import nbformat
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from nbclient import NotebookClient
 from written_run import FALSE_STEP, tear_newest, write_run
 
 from clipo_ds.viz.cluster_figures import COLOURS, SHAPES, cluster_figure, trail_figure
@@ -27,7 +25,6 @@ from clipo_ds.viz.interact import Plot
 from clipo_ds.viz.projections import project
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ("02_embedding_clusters", "03_contrastive_dynamics", "04_compare_runs")
 
 
 @pytest.fixture(scope="module")
@@ -282,31 +279,3 @@ def test_the_report_refuses_bad_arguments_in_one_line(run, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: `run` must be a run folder")
     assert report(run, tmp_path / "no" / "out.html").returncode == 2
-
-
-# -- notebooks ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_are_thin_and_stored_without_outputs(name):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    assert notebook.metadata.kernelspec.name == "python3"
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
-            assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)
-            assert len(cell.source.splitlines()) <= 5
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_run_on_a_recorded_run(name, run, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPO_DS_RUN", str(run))
-    monkeypatch.setenv("CLIPO_DS_RUNS", str(run))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", store_widget_state=True, resources=resources).execute()
-    kinds = {output.output_type for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs}
-    assert kinds <= {"display_data", "execute_result"}
-    state = str(notebook.metadata.get("widgets", ""))
-    assert 'class="error"' not in state

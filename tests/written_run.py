@@ -78,14 +78,15 @@ def write_run(
                 "contrastive/loss": 1.0 / step, "contrastive/valid_share": 1.0, "contrastive/floor_share": 0.1,
                 "contrastive/positive_similarity": 0.6, "contrastive/negative_similarity": 0.1,
                 "contrastive/reward_process_right": 0.1, "contrastive/reward_process_wrong": -0.5,
-                "contrastive/reward_gap": 0.6, "contrastive/head_norm": 2.0, "time/step": 0.1, "response/length": 10.0 + seed,
+                "contrastive/reward_gap": 0.6, "contrastive/head_norm": 2.0, "time/step": 0.1,
+                "response/length": 10.0 + seed,
             },
         )  # fmt: skip
     return path
 
 
 def write_comparison(folder: Path, *, num_seeds: int = 3) -> Path:
-    """A folder of runs as `scripts/compare.py` makes it: the baseline and CLIPO, each with `num_seeds` seeds, evaluated."""
+    """A folder of runs as `scripts/compare.py` makes it: baseline and CLIPO, each with `num_seeds` seeds, evaluated."""
     for arm, config in (("grpo", {"contrastive": None}), ("clipo", {})):
         for seed in range(num_seeds):
             path = write_run(

@@ -212,8 +212,13 @@ def run_state(run: Run) -> RunState:
         if (file := run.path / name).exists()
     ]
     silent = max(0.0, time.time() - max(written))
-    late = silent > max(STALE_AFTER_S, 10 * (median(times) if times else 0.0))
+    late = is_late(silent, median(times) if times else 0.0)
     return RunState(step, num_steps, silent, step < num_steps and late)
+
+
+def is_late(silent_s: float, step_s: float) -> bool:
+    """Whether a run that is not over has been silent for longer than it should, a step taking `step_s` seconds."""
+    return silent_s > max(STALE_AFTER_S, 10 * step_s)
 
 
 def metrics_frame(run: Run) -> pd.DataFrame:

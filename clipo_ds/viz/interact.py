@@ -23,11 +23,15 @@ import traitlets
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.frames import RunState
-from clipo_ds.viz.theme import BLUE, CONFIG, GREEN, ORANGE, boxed
+from clipo_ds.viz.theme import CONFIG, boxed
 
 SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
 FIXED = ("uid", "type")  # of a trace
-STATE_COLOURS = {"finished": GREEN, "running": BLUE, "stale": ORANGE}
+# Dark enough for white letters.
+STATE_COLOURS = {
+    "starting": "#5F6B7A", "running": "#0072B2", "stopping": "#A65300", "finished": "#00745A", "stopped": "#A65300",
+    "failed": "#B3261E", "stale": "#A65300",
+}  # fmt: skip
 
 P = ParamSpec("P")
 
@@ -99,8 +103,9 @@ class Plot(go.FigureWidget):
             self.refresh_stored_state()
 
     def fill_box(self) -> None:
-        """Take the width of the box it is in: plotly measured that before it was on the page."""
-        self._send_relayout_msg({"autosize": True})
+        """Take the width of the box it is in, unless it has one of its own."""
+        if self.layout.width is None:
+            self._send_relayout_msg({"autosize": True})
 
     def refresh_stored_state(self) -> None:
         """Store data and layout as they stand; the browser keeps them and draws nothing."""
@@ -132,12 +137,20 @@ def notes(sentences: tuple[str, ...]) -> widgets.HTML:
     return widgets.HTML(boxed(lines) if lines else "")
 
 
+def badge(state: str) -> str:
+    """The state of a run as a coloured label, HTML to be boxed."""
+    return f'<span class="badge" style="background:{STATE_COLOURS[state]}">{html.escape(state)}</span>'
+
+
 def state_badge(state: RunState) -> str:
     """Where the run stands, as HTML."""
-    where = f"step {state.step} of {state.num_steps}"
-    if state.word == "stale":
-        where += f"; nothing has been written for {duration(state.silent_s)}: it may have died (it could be evaluating)"
-    return boxed(f'<span class="badge" style="background:{STATE_COLOURS[state.word]}">{state.word}</span> {where}')
+    where = [f"step {state.step} of {state.num_steps}"] + ([silence(state.silent_s)] if state.word == "stale" else [])
+    return boxed(f"{badge(state.word)} {' · '.join(where)}")
+
+
+def silence(seconds: float) -> str:
+    """What a run may be doing that has written nothing for so long."""
+    return f"nothing new for {duration(seconds)}: it may be evaluating, or dead"
 
 
 def duration(seconds: float) -> str:

@@ -20,11 +20,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from clipo_ds.records import Run, open_run
-from clipo_ds.viz.frames import STALE_AFTER_S
-from clipo_ds.viz.interact import Plot, duration, in_background
+from clipo_ds.viz.frames import is_late
+from clipo_ds.viz.interact import STATE_COLOURS, Plot, badge, duration, in_background, silence
 from clipo_ds.viz.launch import ROOT, LaunchedRun, RunStatus, attach, run_environment, was_launched
-from clipo_ds.viz.progress import STATE_COLOURS, before_after, live_figure, newest_rollouts, state_badge
+from clipo_ds.viz.progress import before_after, live_figure, newest_rollouts
 from clipo_ds.viz.tail import JsonLines, last_row
+from clipo_ds.viz.theme import boxed
 
 
 class LiveRun(widgets.VBox):
@@ -91,8 +92,6 @@ class LiveRun(widgets.VBox):
         return RunStatus("running" if step < num_steps else "finished", step, num_steps, "")
 
     async def _follow(self, every_s: float) -> None:
-        await asyncio.sleep(every_s)
-        self.figure.fill_box()  # on the page by now
         while not self.refresh().is_over:
             await asyncio.sleep(every_s)
 
@@ -118,18 +117,18 @@ class LiveRun(widgets.VBox):
         seconds = statistics.median(times) if times else 0.0
         written = [lines.changed for lines in (self._metrics, self._evaluations) if lines.changed is not None]
         silent = time.time() - max(written, default=time.time())
-        is_stale = status.state == "running" and silent > max(STALE_AFTER_S, 10 * seconds)
+        is_stale = status.state == "running" and is_late(silent, seconds)
         state = "stale" if is_stale else status.state
         parts = [f"step {status.step} of {status.num_steps}" if status.num_steps else "no run folder yet"]
         if times and status.num_steps and not status.is_over:
             parts.append(f"{seconds:.1f} s a step, about {duration((status.num_steps - status.step) * seconds)} left")
         if is_stale:
-            parts.append(f"nothing new for {duration(silent)}: it may be evaluating, or dead")
+            parts.append(silence(silent))
         if status.state == "starting" and self._launched is not None:
             parts.append(self._launched.output(1))
         parts.append(status.message or self._answer)
         said = html.escape(" · ".join(part for part in parts if part))
-        self._badge.value = state_badge(state)
+        self._badge.value = boxed(badge(state))
         self._progress.max = status.num_steps or 1
         self._progress.value = status.step
         self._progress.style.bar_color = STATE_COLOURS[state]

@@ -32,16 +32,6 @@ PANELS = (
     ),
     ("contrastive loss", "contrastive/loss", None, False),
 )
-# Dark enough for white letters.
-STATE_COLOURS = {
-    "starting": "#5F6B7A", "running": "#0072B2", "stopping": "#A65300", "finished": "#00745A", "stopped": "#A65300",
-    "failed": "#B3261E", "stale": "#A65300",
-}  # fmt: skip
-
-
-def state_badge(state: str) -> str:
-    """The state of a run as a coloured label."""
-    return boxed(f'<span class="badge" style="background:{STATE_COLOURS[state]}">{html.escape(state)}</span>')
 
 
 def live_figure(metrics: Rows, evaluations: Rows) -> go.Figure:
