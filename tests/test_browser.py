@@ -167,7 +167,7 @@ def test_the_comparison_follows_the_choice_of_arms(server, browser):
     browser.assert_clean()
 
 
-def test_dashboard_shows_a_run_to_those_who_have_the_token(browser, recorded_run, tmp_path):
+def test_dashboard_shows_a_run_to_those_who_have_the_token(browser, tmp_path):
     import nbformat
 
     notebook = nbformat.v4.new_notebook(
@@ -177,7 +177,7 @@ def test_dashboard_shows_a_run_to_those_who_have_the_token(browser, recorded_run
     notebook.cells[0].source = "from clipo_ds.viz.frames import chosen_run\n" + notebook.cells[0].source
     file = tmp_path / "page.ipynb"
     nbformat.write(notebook, file)
-    with serve_dashboard(recorded_run, file, tmp_path / "home") as server:
+    with serve_dashboard(write_run(tmp_path / "run", steps=6), file, tmp_path / "home") as server:
         with urllib.request.urlopen(server.url) as stranger:
             assert "/login" in stranger.url
         browser.open_dashboard(server)
@@ -185,6 +185,20 @@ def test_dashboard_shows_a_run_to_those_who_have_the_token(browser, recorded_run
         browser.wait_for_points(".clipo-live .js-plotly-plot", least=3 * 6)
         browser.screenshot("dashboard")
         assert browser.foreign == []
+
+
+def test_the_report_opens_offline_without_an_error_or_a_request(browser, tmp_path):
+    done = run("report.py", str(write_run(tmp_path / "run")), str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stderr
+    browser.page.context.set_offline(True)
+    asked: list[str] = []
+    browser.page.on("request", lambda request: asked.append(request.url))
+    page = (tmp_path / "report.html").as_uri()
+    browser.page.goto(page)
+    browser.wait_for_figures("body", 11)
+    browser.screenshot("report")
+    assert browser.errors == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [page]
 
 
 def test_dashboard_of_no_run_is_refused_in_one_line(tmp_path):
