@@ -1,4 +1,4 @@
-"""One HTML file that shows a run: `python scripts/report.py RUN out.html [--png DIR]`. Needs no torch and no GPU."""
+"""One HTML file that shows a run: `python scripts/report.py RUN out.html [--png DIR [--scale 2]]`. Needs no torch and no GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def main() -> int:
     parser.add_argument("run", help="run folder, finished or in progress")
     parser.add_argument("out", help="HTML file to write")
     parser.add_argument("--png", metavar="DIR", help="write the figures as PNGs too; needs kaleido and a Chromium")
+    parser.add_argument("--scale", type=float, default=2.0, help="pixels of the PNGs for one (default: 2)")
     arguments = parser.parse_args()
     try:
         written = [write_report(arguments.run, arguments.out)]
         if arguments.png is not None:
-            written += write_pictures(arguments.run, arguments.png)
+            written += write_pictures(arguments.run, arguments.png, scale=arguments.scale)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -113,8 +113,8 @@ def write_report(run: Run | str | Path, path: str | Path) -> Path:
     return path
 
 
-def write_pictures(run: Run | str | Path, folder: str | Path) -> list[Path]:
-    """Write the report's figures as PNGs, two pixels for one; returns their files.
+def write_pictures(run: Run | str | Path, folder: str | Path, *, scale: float = 2.0) -> list[Path]:
+    """Write the report's figures as PNGs, `scale` pixels for one; returns their files.
 
     Raises:
         InputError: As `write_report`, or kaleido finds no Chromium.
@@ -129,7 +129,7 @@ def write_pictures(run: Run | str | Path, folder: str | Path) -> list[Path]:
     try:
         pio.write_images(
             list(figures.values()), files, width=[size["width"] for size in sizes],
-            height=[size["height"] for size in sizes], scale=2,
+            height=[size["height"] for size in sizes], scale=scale,
         )  # fmt: skip
     except (RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"`--png` needs kaleido and a Chromium: {error}") from error
