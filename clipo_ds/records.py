@@ -247,6 +247,20 @@ class Run:
         table = pa.concat_tables(tables, promote_options="permissive")
         return table if columns is None else table.select(columns)
 
+    def rollout_columns(self, step: int) -> list[str]:
+        """The columns that the rollouts of a step have, read from the file's footer alone.
+
+        Raises:
+            InputError: No such step, or its file is damaged.
+        """
+        files = _rollout_files(self.path)
+        if step not in files:
+            raise InputError(f"`step` must be a step with rollouts, got {step}")
+        try:
+            return pq.read_schema(files[step]).names
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"`{files[step]}` must be a whole parquet file: {error}") from error
+
     def checkpoints(self) -> dict[int, Path]:
         """The whole checkpoints, by step, ascending."""
         whole = (file.parent for file in (self.path / "checkpoints").glob("step_*/checkpoint.json"))

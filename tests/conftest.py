@@ -44,3 +44,14 @@ def ranks() -> Iterator[Ranks]:
 
     yield distributed.start()
     distributed.stop()
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo run of six steps with evaluations, made once a test session; nobody may write into it."""
+    from launching import SMALL, train
+
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    settings = [*SMALL, "--steps=6", "--evaluation.every=3", "--checkpoint.every=6", "--logging.show_every=null"]
+    train(*settings, "--ds_config=ds_configs/zero3_cpu.json", f"--run_dir={folder}")
+    return folder

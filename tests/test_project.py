@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 
 
@@ -110,7 +111,7 @@ def test_pre_commit_takes_its_tools_from_the_environment() -> None:
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
     assert {hook["language"] for hook in hooks} == {"system"}
-    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "mypy"}
+    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "nbstripout", "mypy"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -130,3 +131,17 @@ def test_deepspeed_files_leave_batch_sizes_to_the_recipe(path: Path) -> None:
 
 def test_the_deepspeed_files_that_a_user_would_pick_are_there() -> None:
     assert {path.stem for path in DS_CONFIGS} >= {"zero2", "zero3", "zero3_offload", "zero3_cpu"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_thin_and_carry_no_outputs(path: Path) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    # JupyterLab starts the kernel of this name without asking; "widgets" would be megabytes of state.
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in notebook["metadata"]
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            assert len(source.splitlines()) <= 12, source
+            assert not re.search(r"^\s*(async )?(def|class) ", source, re.MULTILINE), source

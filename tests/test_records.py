@@ -270,6 +270,21 @@ def test_a_folder_name_with_an_equals_sign_adds_no_column(tmp_path):
     assert "lr" not in open_run(folder).rollouts().column_names
 
 
+def test_the_columns_of_a_step_are_named_without_reading_its_rows(tmp_path):
+    writer = new_run(tmp_path)
+    writer.write_rollouts(1, rollout_columns(1))
+    writer.write_rollouts(2, rollout_columns(2) | {"note": ["x"] * 4})
+    run = open_run(tmp_path)
+    assert set(run.rollout_columns(2)) - set(run.rollout_columns(1)) == {"note"}
+    assert {"embedding", "response"} <= set(run.rollout_columns(1))
+    with pytest.raises(InputError, match="`step` must be a step with rollouts, got 3"):
+        run.rollout_columns(3)
+    file = tmp_path / "rollouts" / "step_000002.parquet"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"step_000002.parquet` must be a whole parquet file"):
+        run.rollout_columns(2)
+
+
 def test_the_newest_file_may_be_unreadable_but_no_other(tmp_path):
     writer = new_run(tmp_path)
     for step in (1, 2):

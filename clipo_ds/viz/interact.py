@@ -1,0 +1,177 @@
+"""What the views have in common: figures that survive a reload, errors in words, tasks beside the kernel's other work.
+
+plotly's FigureWidget sends changes only, and inside a box nobody refreshes the state that a reloaded page (or Voila)
+starts from. So `Plot` is made with its first figure, and after a change it brings that state up to date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gzip
+import html
+from collections.abc import Callable, Coroutine
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import anywidget
+import ipywidgets as widgets
+import plotly.graph_objects as go
+import traitlets
+
+from clipo_ds.types import InputError
+from clipo_ds.viz.frames import RunState
+from clipo_ds.viz.theme import CONFIG, boxed
+
+SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
+FIXED = ("uid", "type")  # of a trace
+# Dark enough for white letters.
+STATE_COLOURS = {
+    "starting": "#5F6B7A", "running": "#0072B2", "stopping": "#A65300", "finished": "#00745A", "stopped": "#A65300",
+    "failed": "#B3261E", "stale": "#A65300",
+}  # fmt: skip
+
+P = ParamSpec("P")
+
+
+class PlotlyScript(anywidget.AnyWidget):
+    """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.4 MB as it is sent."""
+
+    _esm = "export default {}"
+    gzipped = traitlets.Bytes().tag(sync=True)
+
+
+@functools.cache
+def _plotly_script() -> PlotlyScript:
+    return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode()))
+
+
+class Plot(go.FigureWidget):
+    """A FigureWidget that takes whole figures, sends what differs, and can be reloaded."""
+
+    _esm = Path(__file__).with_name("plot.js")
+    _script = traitlets.Instance(PlotlyScript).tag(sync=True, **widgets.widget_serialization)
+
+    def __init__(self, figure: go.Figure) -> None:
+        self._script = _plotly_script()
+        super().__init__(figure)
+        self._config = {**self._config, **CONFIG}
+        self._given = figure.layout.to_plotly_json()
+        self._settling: asyncio.TimerHandle | None = None
+        self._view_count = 0  # which makes the browser keep count
+        self.observe(self._on_view, "_view_count")
+
+    def _on_view(self, change: dict[str, Any]) -> None:
+        """A view has come up: plotly has measured its box before that was on the page."""
+        if (change["new"] or 0) > (change["old"] or 0):
+            with contextlib.suppress(RuntimeError):  # no event loop, so no browser either
+                asyncio.get_running_loop().call_later(SETTLE_S, self.fill_box)
+
+    def show_figure(self, figure: go.Figure) -> bool:
+        """Become `figure`: in place where its traces are of the same kinds, else with new traces.
+
+        Of the layout only what differs from the last figure is touched, so that a reader's zoom stays.
+
+        Returns whether the traces are new ones, which know of no callbacks yet.
+        """
+        layout = figure.layout.to_plotly_json()
+        changes = {key: value for key, value in layout.items() if value != self._given.get(key)}
+        changes |= {key: None for key in self._given if key not in layout}
+        self._given = layout
+        same = [trace.type for trace in figure.data] == [trace.type for trace in self.data]
+        with self.batch_update():
+            if same:
+                for old, new in zip(self.data, figure.data, strict=True):
+                    gone = {key: None for key in old._props if key not in new._props}
+                    old.update({key: v for key, v in (gone | new._props).items() if key not in FIXED}, overwrite=True)
+            self.update_layout(changes, overwrite=True)
+        if not same:
+            self.data = []
+            self.add_traces(figure.data)
+        self._settle()
+        return not same
+
+    def _settle(self) -> None:
+        """Refresh the stored state once changes have come to rest; at once where no event loop runs."""
+        if self._settling is not None:
+            self._settling.cancel()
+        try:
+            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self.refresh_stored_state)
+        except RuntimeError:
+            self.refresh_stored_state()
+
+    def fill_box(self) -> None:
+        """Take the width of the box it is in, unless it has one of its own."""
+        if self.layout.width is None:
+            self._send_relayout_msg({"autosize": True})
+
+    def refresh_stored_state(self) -> None:
+        """Store data and layout as they stand; the browser keeps them and draws nothing."""
+        self._widget_layout = deepcopy(self._layout_obj._props)
+        self._widget_data = deepcopy(self._data)
+
+
+def said(error: Exception) -> widgets.HTML:
+    """What is wrong with the input, as a sentence in the notebook."""
+    return widgets.HTML(boxed(f'<div class="error">{html.escape(str(error))}</div>'))
+
+
+def in_words(view: Callable[P, widgets.Widget]) -> Callable[P, widgets.Widget]:
+    """A function that makes a view, made to say what is wrong with its input instead of raising it."""
+
+    @functools.wraps(view)
+    def careful(*args: P.args, **kwargs: P.kwargs) -> widgets.Widget:
+        try:
+            return view(*args, **kwargs)
+        except InputError as error:
+            return said(error)
+
+    return careful
+
+
+def notes(sentences: tuple[str, ...]) -> widgets.HTML:
+    """What was left out, if anything was."""
+    lines = "".join(f'<div class="note">{html.escape(sentence)}</div>' for sentence in sentences)
+    return widgets.HTML(boxed(lines) if lines else "")
+
+
+def badge(state: str) -> str:
+    """The state of a run as a coloured label, HTML to be boxed."""
+    return f'<span class="badge" style="background:{STATE_COLOURS[state]}">{html.escape(state)}</span>'
+
+
+def state_badge(state: RunState) -> str:
+    """Where the run stands, as HTML."""
+    where = [f"step {state.step} of {state.num_steps}"] + ([silence(state.silent_s)] if state.word == "stale" else [])
+    return boxed(f"{badge(state.word)} {' · '.join(where)}")
+
+
+def silence(seconds: float) -> str:
+    """What a run may be doing that has written nothing for so long."""
+    return f"nothing new for {duration(seconds)}: it may be evaluating, or dead"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def in_background(work: Coroutine[Any, Any, None], tell: widgets.HTML) -> asyncio.Task[None] | None:
+    """Run `work` in the kernel's event loop, what goes wrong in it told by `tell`; None where no loop runs."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        work.close()
+        return None
+
+    def on_end(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            tell.value = said(RuntimeError(f"This view follows the run no longer: {error}")).value
+
+    task = loop.create_task(work)
+    task.add_done_callback(on_end)
+    return task

@@ -1,0 +1,164 @@
+"""A run folder as tables, and its rollouts as HTML: what is read, what is left out, and that no text is trusted."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from written_run import FALSE_STEP, tear_newest, write_run
+
+from clipo_ds.types import InputError
+from clipo_ds.viz.frames import (
+    CELLS,
+    as_run,
+    cells,
+    chosen_run,
+    find_runs,
+    metrics_frame,
+    open_rollouts,
+    run_state,
+)
+from clipo_ds.viz.reading import mark_false_equations, neighbours, rollout_html, siblings, suspects, suspects_html
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("viz") / "run")
+
+
+def test_every_rollout_has_a_row_and_its_cell(run):
+    table = open_rollouts(run)
+    assert table.steps == [1, 2, 3]
+    assert len(table.frame) == 3 * 4 * 6
+    # In each of 12 groups: 2 right and clean, 1 right with a false step, 3 wrong.
+    assert table.frame["cell"].value_counts().to_dict() == dict(zip(CELLS, (24, 12, 0, 0, 36, 0), strict=True))
+    assert table.frame["prompt"].unique().tolist() == [100, 101, 102, 103]
+    assert table.frame["other_reward"].abs().max() == 0
+    assert table.notes == ()
+
+
+def test_the_six_cells_are_answer_times_process():
+    correct = pd.Series([True, True, True, False, False, False])
+    process = pd.Series([True, False, None] * 2, dtype="boolean")
+    assert list(cells(correct, process)) == list(CELLS)
+
+
+def test_embeddings_and_texts_come_in_the_order_of_the_rows(run):
+    table = open_rollouts(run)
+    rows = np.array([50, 3, 27])
+    assert table.embeddings(rows).dtype == np.float16
+    np.testing.assert_array_equal(table.embeddings(rows), table.embeddings()[rows])
+    texts = table.texts(rows)
+    assert texts.index.tolist() == rows.tolist()
+    assert texts["prompt"].tolist() == [f"2+2: problem {row % 24 // 6} <b>" for row in rows]
+
+
+def test_prompts_are_told_by_their_texts_where_they_have_no_number(tmp_path):
+    run = as_run(write_run(tmp_path / "a"))
+    for file in (run.path / "rollouts").glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["prompt_uid", "outcome_reward"]), file)
+    table = open_rollouts(run)
+    assert table.frame["prompt"].nunique() == 4
+    assert table.prompts().tolist() == [f"2+2: problem {n} <b>" for n in range(4)]
+    assert table.frame["outcome_reward"].unique().tolist() == [1.0, 0.0]  # the reward without its contrastive part
+
+
+def test_a_torn_newest_step_is_left_out_with_a_sentence(tmp_path):
+    run = write_run(tmp_path / "a")
+    tear_newest(run)
+    table = open_rollouts(run)
+    assert table.steps == [1, 2]
+    assert table.notes[0].startswith("Step 3 is left out: its file is not whole yet")
+
+
+def test_a_torn_step_in_the_middle_is_an_error(tmp_path):
+    run = write_run(tmp_path / "a")
+    (run / "rollouts" / "step_000001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="must be a whole parquet file"):
+        open_rollouts(run)
+
+
+def test_runs_without_rollouts_or_embeddings_say_so(tmp_path):
+    empty = write_run(tmp_path / "empty", steps=0)
+    with pytest.raises(InputError, match=r"must have rollouts, got .*: no step has been recorded yet"):
+        open_rollouts(empty)
+    plain = write_run(tmp_path / "plain", embeddings=False)
+    with pytest.raises(InputError, match=r"must have embeddings, .* train with logging.save_embeddings true"):
+        open_rollouts(plain).embeddings()
+
+
+def test_the_run_is_the_one_named_or_the_newest(tmp_path, monkeypatch):
+    monkeypatch.delenv("CLIPO_DS_RUN", raising=False)
+    with pytest.raises(InputError, match="there is no run under"):
+        chosen_run(tmp_path)
+    old, new = write_run(tmp_path / "z", steps=1), write_run(tmp_path / "comparison" / "a", steps=1)
+    os.utime(old / "config.yaml", (1, 1))
+    assert find_runs(tmp_path) == [old, new]
+    assert chosen_run(tmp_path) == new
+    monkeypatch.setenv("CLIPO_DS_RUN", str(old))
+    assert chosen_run(tmp_path) == old
+
+
+def test_a_run_that_stopped_writing_is_stale(tmp_path):
+    run = write_run(tmp_path / "a", config={"steps": 10}, steps=2)
+    assert run_state(as_run(run)).word == "running"
+    for file in run.glob("*.*"):
+        os.utime(file, (time.time() - 100,) * 2)
+    state = run_state(as_run(run))
+    assert (state.word, state.step, state.num_steps) == ("stale", 2, 10)
+    assert 95 < state.silent_s < 200
+    assert run_state(as_run(write_run(tmp_path / "b"))).word == "finished"
+
+
+def test_metrics_are_numbers_by_step(run):
+    frame = metrics_frame(as_run(run))
+    assert frame.index.tolist() == [1, 2, 3]
+    assert frame["contrastive/loss"].tolist() == [1.0, 0.5, pytest.approx(1 / 3)]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_false_equations_are_marked_and_everything_is_escaped():
+    marked = mark_false_equations("<script>alert()</script>\n3 + 4 = 8.\nAnd & then 2 + 2 = 4.")
+    assert "<script" not in marked
+    assert marked.count("<mark") == 1
+    assert '<mark title="stated 8, is 7">3 + 4 = 8</mark>' in marked
+    assert "&amp; then 2 + 2 = 4." in marked
+
+
+def test_a_rollout_is_shown_with_its_escaped_prompt_and_its_false_step(run):
+    table = open_rollouts(run)
+    row = int(np.flatnonzero(table.frame["cell"] == CELLS[1])[0])
+    page = rollout_html(table, row)
+    assert "problem 0 &lt;b&gt;" in page
+    assert "<mark" in page
+    assert "1 of 2 checked equations false" in page
+    assert "reward 0.500 = outcome 1.000 + contrastive -0.500" in page
+
+
+def test_neighbours_are_nearest_by_cosine():
+    vectors = np.array([[1, 0], [0, 1], [2, 0.1], [-1, 0]], np.float16)
+    found = neighbours(vectors, np.array([10, 11, 12, 13]), 10, count=2)
+    # Cosines with [1, 0]: 0, 2 / sqrt(4.01) = 0.9988, -1.
+    assert [row for row, _ in found] == [12, 11]
+    assert found[0][1] == pytest.approx(0.9988, abs=1e-3)
+
+
+def test_siblings_are_the_rest_of_the_group(run):
+    assert siblings(open_rollouts(run), 7).tolist() == [6, 8, 9, 10, 11]
+
+
+def test_suspects_are_right_answers_with_a_false_step(run):
+    table = open_rollouts(run)
+    found = suspects(table, limit=5)
+    assert len(found) == 5
+    assert set(found["response"]) == {FALSE_STEP}
+    assert found["num_wrong"].tolist() == [1] * 5
+    assert found["advantage"].is_monotonic_decreasing
+    assert "12 of 36 right answers have a false step" in suspects_html(table)
