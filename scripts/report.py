@@ -1,4 +1,4 @@
-"""One HTML file that shows a run: `python scripts/report.py RUN out.html [--png DIR [--scale 2]]`. Needs no torch and no GPU."""
+"""One HTML file that shows a run: `python scripts/report.py RUN out.html [--png DIR]`. Needs no torch and no GPU."""
 
 from __future__ import annotations
 
