@@ -247,6 +247,15 @@ class Browser:
             timeout=1000 * timeout_s,
         )
 
+    def wait_for_curves(self, view: str, steps: int, *, timeout_s: float = TIME_LIMIT_S) -> None:
+        """Wait until the first curve of every figure of a view has so many points."""
+        self.page.wait_for_function(
+            "([view, steps]) => Array.from(document.querySelectorAll(`${view} .js-plotly-plot`))"
+            ".every(plot => plot._fullData?.[0]?.x?.length === steps)",
+            arg=[view, steps],
+            timeout=1000 * timeout_s,
+        )
+
     def wait_for_figures(self, view: str, count: int, *, timeout_s: float = TIME_LIMIT_S) -> None:
         """Wait until a view has so many figures, each drawn, as wide as the view, with nothing over anything else.
 

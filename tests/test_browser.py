@@ -17,7 +17,7 @@ from browser import Browser, Server, find_chromium, put_notebook, serve_dashboar
 from launching import SMALL, run
 from written_run import write_comparison, write_run
 
-from clipo_ds.records import open_run
+from clipo_ds.records import RunWriter, open_run
 from clipo_ds.viz.launch import attach
 
 pytestmark = pytest.mark.browser
@@ -150,6 +150,27 @@ def test_the_group_follows_the_slider_and_a_click_on_a_cell_shows_both_texts(ser
     browser.wait_for_text(f"{view} h4", re.compile(r"^Rollout \d+"))
     assert browser.page.locator(f"{view} h4").filter(has_text="Rollout").count() == 2
     browser.screenshot("03_contrastive_dynamics_clicked")
+    browser.assert_clean()
+
+
+def test_points_appear_as_steps_of_a_run_land(server, browser, tmp_path):
+    view, whole = ".clipo-dynamics", write_run(tmp_path / "whole", steps=5)
+    path = write_run(tmp_path / "run", steps=2, config={"steps": 5})
+    browser.open(server, put_notebook("03_contrastive_dynamics.ipynb", server.folder, f"run = {str(path)!r}"))
+    browser.run_all()
+    browser.wait_for_figures(view, 4)
+    browser.wait_for_text(f"{view} .badge", "running")
+    metrics = open_run(whole).metrics()
+    for step in (3, 4, 5):
+        name = f"rollouts/step_{step:06d}.parquet"
+        (whole / name).rename(path / name)
+        RunWriter(path).write_metrics(step, metrics[step - 1])
+        browser.wait_for_curves(view, step)
+    browser.wait_for_text(f"{view} .badge", "finished")
+    browser.reload()
+    browser.wait_for_figures(view, 4)
+    browser.wait_for_curves(view, 5)
+    browser.screenshot("03_contrastive_dynamics_live")
     browser.assert_clean()
 
 

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from written_run import FALSE_STEP, tear_newest, write_run
+from written_run import FALSE_STEP, tear_newest, write_comparison, write_run
 
 from clipo_ds.viz.cluster_figures import COLOURS, SHAPES, cluster_figure, trail_figure
 from clipo_ds.viz.cluster_view import ClusterExplorer, separation_view, suspects_view, trail_view
@@ -213,6 +213,15 @@ def test_the_comparison_shows_arms_and_problems(tmp_path):
     assert view.histogram.layout.title.text == "grpo+clipo answers 8 problems better than grpo and 0 worse, of 8"
     assert "problem 0 &lt;b&gt;" in view.problems.value
     assert "None of these runs has been evaluated" in view.table.value
+
+
+def test_the_differences_name_the_arms_that_are_drawn_and_no_other(tmp_path):
+    view = CompareView(write_comparison(tmp_path))
+    assert view.differences.layout.yaxis.ticktext == ("grpo+clipo",)
+    assert [trace.y.tolist() for trace in view.differences.data[:2]] == [[0.125], [-0.125]]  # two test sets, apart
+    view._baseline.value, view._arm.value = "grpo+clipo", "grpo"
+    assert view.differences.layout.yaxis.ticktext == ("grpo",)
+    assert view.differences.layout.title.text == "4 of 4 differences exceed their 95% interval"
 
 
 @pytest.mark.parametrize(

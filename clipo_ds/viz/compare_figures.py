@@ -60,28 +60,30 @@ def differences_figure(summary: pd.DataFrame, baseline: str) -> go.Figure:
     rows = summary[(summary["arm"] != baseline) & summary["difference"].notna()]
     if rows.empty:
         return empty_figure(f"no evaluation of another arm has a partner with its seed among those of {baseline}")
-    sets = rows["data"].unique()
+    sets, arms = rows["data"].unique(), rows["arm"].unique()[::-1]
     figure = make_subplots(rows=1, cols=len(COMPARED), subplot_titles=list(COMPARED.values()), shared_yaxes=True)
     for column, figure_name in enumerate(COMPARED, start=1):
         for order, data in enumerate(sets):
             own = rows[(rows["figure"] == figure_name) & (rows["data"] == data)].iloc[::-1]
+            # Places and not names, so that test sets lie beside each other, and an arm not drawn any more goes.
+            place = pd.Index(arms).get_indexer(own["arm"]) + 0.5 * ((len(sets) - 1) / 2 - order) / len(sets)
             figure.add_scatter(
-                x=_narrow(100 * own["difference"]), y=own["arm"], mode="markers", name=data, legendgroup=data,
-                showlegend=column == 1, marker={"size": 10, "color": SERIES[order % len(SERIES)]},
+                x=_narrow(100 * own["difference"]), y=_narrow(place), text=own["arm"], mode="markers", name=data,
+                legendgroup=data, showlegend=column == 1, marker={"size": 10, "color": SERIES[order % len(SERIES)]},
                 error_x={"array": _narrow(100 * own["difference_half"]), "thickness": 1.5, "width": 5},
-                hovertemplate="%{y}<br>%{x:+.1f} points<extra>" + data + "</extra>", row=1, col=column,
+                hovertemplate="%{text}<br>%{x:+.1f} points<extra>" + data + "</extra>", row=1, col=column,
             )  # fmt: skip
         figure.add_vline(x=0, line={"color": GREY, "dash": "dot"}, row=1, col=column)
     figure.update_annotations(font_size=13)
     figure.update_xaxes(title_text=f"difference from {baseline}, percentage points")
-    figure.update_layout(scattermode="group", scattergap=0.5)
+    figure.update_yaxes(tickvals=list(range(len(arms))), ticktext=list(arms), range=[-0.5, len(arms) - 0.5])
     clear = rows[rows["difference"].abs() > rows["difference_half"]]
     pairs = int(rows["pairs"].max())
     title = (
         f"{len(clear)} of {len(rows)} differences exceed their 95% interval" if pairs > 1 else "One seed: no intervals"
     )
     subtitle = f"last evaluation, paired by seed ({_seeds(pairs)})"
-    height = 220 + 40 * rows["arm"].nunique() * max(1, len(sets))
+    height = 220 + 40 * len(arms) * len(sets)
     return titled(figure, title, subtitle, height=height, margin={"l": 140, "t": 112})
 
 

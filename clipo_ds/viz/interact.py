@@ -103,9 +103,8 @@ class Plot(go.FigureWidget):
             self.refresh_stored_state()
 
     def fill_box(self) -> None:
-        """Take the width of the box it is in, unless it has one of its own."""
-        if self.layout.width is None:
-            self._send_relayout_msg({"autosize": True})
+        """Measure anew: before it was on the page, plotly got its width and the height of its title wrong."""
+        self._send_relayout_msg({"autosize": True})
 
     def refresh_stored_state(self) -> None:
         """Store data and layout as they stand; the browser keeps them and draws nothing."""
