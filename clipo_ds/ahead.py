@@ -76,12 +76,14 @@ def gap_after_sync(
     rows = [row for row, (_, rollout) in enumerate(experience.flat) if len(rollout.token_ids) > 1][:1]
     (batch,) = micro_batches(config, policy, ranks, experience.flat, rows, pad_token_id)
     logprobs = policy.score(batch).logprobs.float().cpu()
-    gap, lost = 0.0, None
+    gaps, lost = [torch.zeros(1)], None
     try:
         for row in rows:
             for scores in engine.score(*experience.flat[row]).values():
-                gap = max(gap, float((logprobs[0, : len(scores)] - torch.tensor(scores)).abs().max()))
+                gaps.append((logprobs[0, : len(scores)] - torch.tensor(scores)).abs())
     except SamplerLost as error:
         lost = error
     distributed.raise_everywhere(lost)
-    return distributed.max_over_ranks(gap, ranks.device)
+    # NaN would be lost in a maximum, here or over ranks.
+    largest = torch.cat(gaps).nan_to_num(nan=torch.inf).max()
+    return distributed.max_over_ranks(float(largest), ranks.device)

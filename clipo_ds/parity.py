@@ -50,9 +50,10 @@ def check_parity(config: TrainConfig, metrics: Mapping[str, float], *, stale: bo
     """
     if stale:
         return
+    # The mean is a sum over ranks, which keeps a NaN; a maximum over ranks may lose it.
+    unknown = math.isnan(metrics["mismatch/mean_abs"]) and metrics["response/length"] > 0
     for name, limit in parity_limits(config).items():
-        value = metrics[f"mismatch/{name}"]
-        unknown = math.isnan(value) and metrics["response/length"] > 0
+        value = math.nan if unknown else metrics[f"mismatch/{name}"]
         if value > limit or unknown:
             _stop(name, value, name, limit)
 

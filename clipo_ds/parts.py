@@ -139,15 +139,15 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
             f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
         )
     plan = Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from)
-    if config.rollout.engine == "vllm":
-        check_vllm(config, facts.config, ranks, plan.longest_prompt)
-    if config.rollout.engine == "vllm_server":
-        wrong: InputError | None = None
-        try:
+    wrong: InputError | None = None
+    try:
+        if config.rollout.engine == "vllm":
+            check_vllm(config, facts.config, ranks, plan.longest_prompt)
+        if config.rollout.engine == "vllm_server":
             check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
-        except InputError as error:  # one rank may reach what another does not
-            wrong = error
-        distributed.raise_everywhere(wrong)
+    except InputError as error:  # one rank may have less memory, or not reach what another does
+        wrong = error
+    distributed.raise_everywhere(wrong)
     return plan
 
 

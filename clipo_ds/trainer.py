@@ -203,8 +203,8 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                     metrics["mismatch/after_sync"] = gap_after_sync(
                         config, parts.policy, parts.engine, ranks, experience, pad_token_id=pad_token_id
                     )
-        except SamplerLost as error:
-            sampler_lost = error
+        except (FloatingPointError, SamplerLost) as error:  # of the next step's rollouts, or of the sync
+            sampler_lost = SamplerLost(str(error))
         with watch.phase("record"):
             _write_rollouts(parts, columns, step)
     if "mismatch/after_sync" in metrics:
@@ -235,7 +235,7 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
     setting = config.evaluation
     for name, prompts in parts.tests.items():
         own = [prompts[i] for i in parts.ranks.share(len(prompts))]
-        lost: SamplerLost | None = None
+        failure: Exception | None = None
         try:
             rows = run_problems(
                 parts.engine,
@@ -247,9 +247,9 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
                 max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
                 seed=config.seed,
             )
-        except SamplerLost as error:
-            lost = error
-        distributed.raise_everywhere(lost)
+        except (FloatingPointError, SamplerLost) as error:
+            failure = error
+        distributed.raise_everywhere(failure)
         gathered = distributed.gather_objects(rows)
         if gathered is None:
             continue
@@ -361,11 +361,12 @@ def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ran
     )
     trained = tokens["tokens/prompt"] + tokens["tokens/response"]
     passes = seconds["time/score"] + seconds.get("time/update", 0.0)
+    if sampled.staleness == 0:  # otherwise the time is what was left to wait for
+        tokens["throughput/generate"] = tokens["tokens/response"] / max(seconds["time/generate"], 1e-9)
     return {
         **seconds,
         **tokens,
         "sampling/rounds": float(sampled.rounds),
-        "throughput/generate": tokens["tokens/response"] / max(seconds["time/generate"], 1e-9),
         "throughput/update": trained / max(passes, 1e-9),
     }
 

@@ -8,6 +8,7 @@ death. Layer L2, imports requests and no vLLM.
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,9 @@ from transformers import PreTrainedConfig
 
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import InputError, Rollout
+from clipo_ds.weight_sync import SHARED_MEMORY, memory_folder
 
 CONNECT_TIMEOUT_S = 10.0
-SHARED_MEMORY = Path("/dev/shm")
-"""Where weights pass from a trainer to a server that has no GPU."""
 HOW_TO_START = "start it by `python scripts/serve.py`"
 
 
@@ -103,7 +103,10 @@ class ServerClient:
                 raise ServerDied(f"{self.url} does not answer ({_reason(error)})") from None
         if not answer.ok:
             raise ServerError(f"{self.url} answered /{path} with {answer.status_code}: {_error_text(answer)}")
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise ServerError(f"{self.url} answered /{path} with what is no JSON: {answer.text[:200]!r}") from None
 
     def complete(self, prompt: Sequence[int], request: SamplingRequest, seed: int) -> list[Rollout]:
         """Sample `request.group_size` responses to a prompt; rollout k gets the seed `seed` + k. Texts are empty.
@@ -235,15 +238,17 @@ def _problem_of(
                 f"`rollout.server.urls` must serve the model of `model.path` ({config.model.path}, {name} "
                 f"{getattr(text, name)}), got {url} with {facts.model}, {name} {getattr(facts, name)}"
             )
-    response = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
-    longest = config.data.max_prompt_tokens + response
+    longest = config.data.max_prompt_tokens + config.longest_response
     if facts.max_model_len < longest:
         return (
             f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the context of {url} "
             f"(--max-model-len {facts.max_model_len}), got {longest}"
         )
-    if config.rollout.dtype not in ("auto", facts.dtype):
-        return f"`rollout.dtype` must be that of {url} ({facts.dtype}), got {config.rollout.dtype!r}"
+    if config.sampler_dtype != facts.dtype:
+        return (
+            f"`rollout.dtype` must be that of {url} ({facts.dtype}), got {config.rollout.dtype!r}"
+            f"{f', which is {config.sampler_dtype}' if config.rollout.dtype == 'auto' else ''}"
+        )
     if facts.logprobs_mode != "raw_logprobs":
         return (
             f"`rollout.server.urls` must serve with --logprobs-mode raw_logprobs, got {url} with {facts.logprobs_mode}"
@@ -253,17 +258,18 @@ def _problem_of(
             return (
                 f"`rollout.server.urls` must take weights from files when the trainer has no GPU, got {url} with nccl"
             )
+        if sends and importlib.util.find_spec("vllm") is None:
+            return (
+                f"`rollout.server.urls` must take weights from files where vLLM is not installed, got {url} with nccl"
+            )
+    elif facts.transfer != "clipo_ds_files":
+        return f"`rollout.server.urls` must take weights, got {url} with the backend {facts.transfer}; {HOW_TO_START}"
     elif sends and not facts.shares_memory:
         return (
             f"`rollout.server.urls` must be on the trainer's own machine to take weights from files in "
             f"{SHARED_MEMORY}, got {url} on {facts.host}, which cannot read them"
         )
     return None
-
-
-def memory_folder() -> Path | None:
-    """Where files for a server are made: in memory, or among temporary files where there is no such place."""
-    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
 
 
 def _error_text(answer: requests.Response) -> str:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 GIB = 1024**3
+MIN_BATCHED_TOKENS = 8192
+"""Tokens of one of vLLM's batches, at least. On a CPU it cannot take back the random numbers of a prompt that was
+prefilled in part ("CPU Generator does not use offset"), and a seeded request in a prefill over several steps kills the
+engine: prompts are prefilled whole there, and a batch must hold the longest."""
 BLOCK_TOKENS = 128  # the CPU's KV cache is handed out in blocks of so many tokens
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM has room for
 
@@ -93,7 +97,12 @@ class VllmEngine:
         _set_environment()
         from vllm import LLM
 
-        lora = {} if lora_rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(lora_rank)}
+        options: dict[str, Any] = {}
+        if lora_rank is not None:
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(lora_rank)}
+        if not torch.cuda.is_available():
+            batched = max(MIN_BATCHED_TOKENS, max_model_len, max_sequences)
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched}
         with _process_state_kept():
             self._llm = LLM(
                 base_folder(folder),
@@ -113,7 +122,7 @@ class VllmEngine:
                 enable_sleep_mode=sleep,
                 trust_remote_code=trust_remote_code,
                 seed=0,
-                **lora,
+                **options,
             )
         # What vLLM does when it is collected ends the default process group as well, which is the trainer's.
         self._llm.llm_engine.engine_core._finalizer.detach()
@@ -153,7 +162,7 @@ class VllmEngine:
         }  # fmt: skip
         requests = [(prompt, k) for prompt in everyone for k in range(group_size)]
         # vLLM draws from the global generator although each request has its own seed.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_generators()):
             outputs = self._llm.generate(
                 [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in requests],
                 [SamplingParams(**settings, seed=rollout_seed(seed, prompt.uid, k)) for prompt, k in requests],
@@ -296,11 +305,19 @@ def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longe
             f"`rollout.vllm.tensor_parallel` must divide the model's {heads} attention heads, "
             f"got {options.tensor_parallel}"
         )
-    context, longest = context_length(config, longest_prompt), longest_prompt + _longest_response(config)
+    if options.lora == "adapter" and (Path(config.model.path) / "adapter_config.json").exists():
+        raise InputError(
+            f"`rollout.vllm.lora` must be merged for a model.path that is an adapter itself, got 'adapter' for "
+            f"{config.model.path!r}"
+        )
+    context, longest = context_length(config, longest_prompt), longest_prompt + config.longest_response
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and context > limit:
+        raise InputError(f"`rollout.vllm.max_model_len` must be at most the model's context of {limit}, got {context}")
     if context < longest:
         raise InputError(
             f"`rollout.vllm.max_model_len` must be null or at least {longest} for a prompt of {longest_prompt} tokens "
-            f"(training or test data) and {_longest_response(config)} new ones, got {context}"
+            f"(training or test data) and {config.longest_response} new ones, got {context}"
         )
     cache = kv_cache_bytes(config, model, ranks, longest_prompt)
     needed = _bytes_per_token(config, model) * _whole_blocks(context)
@@ -360,7 +377,7 @@ def build_vllm_engine(
 
 def context_length(config: TrainConfig, longest_prompt: int) -> int:
     """Longest sequence that the engine of a run has room for, in tokens."""
-    longest = max(longest_prompt, config.data.max_prompt_tokens) + _longest_response(config)
+    longest = max(longest_prompt, config.data.max_prompt_tokens) + config.longest_response
     return config.rollout.vllm.max_model_len or longest
 
 
@@ -375,12 +392,8 @@ def kv_cache_bytes(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, l
     sequences = min(config.rollout.max_sequences, prompts * config.rollout.group_size)
     # One more: vLLM keeps a block for itself.
     wanted = (sequences + 1) * _whole_blocks(context_length(config, longest_prompt)) * _bytes_per_token(config, model)
-    free = psutil.virtual_memory().available * options.memory_share / ranks.world_size
-    return int(min(wanted, free))
-
-
-def _longest_response(config: TrainConfig) -> int:
-    return max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
+    beside = int(os.environ.get("LOCAL_SIZE", ranks.world_size))  # ranks on this machine
+    return int(min(wanted, psutil.virtual_memory().available * options.memory_share / beside))
 
 
 def _bytes_per_token(config: TrainConfig, model: PreTrainedConfig) -> int:
@@ -416,6 +429,11 @@ def _set_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
+def _generators() -> list[int]:
+    """The devices whose random numbers are the trainer's, beside the CPU."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 @contextlib.contextmanager
 def _process_state_kept() -> Iterator[None]:
     """Undo what vLLM's start does to the process: seeds, libraries for child processes, torch's thread setting."""
@@ -423,7 +441,7 @@ def _process_state_kept() -> Iterator[None]:
     numbers, array = random.getstate(), np.random.get_state()
     set_num_threads = torch.set_num_threads
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_generators()):
             yield
     finally:
         torch.set_num_threads = set_num_threads

@@ -199,7 +199,9 @@ class VllmServerEngine:
                 self._transfer, self.living, weights, version=version, limit_s=self._sync_timeout_s,
                 lose=lambda client, error: self._leave_out(client, error, " (weight sync)"),
             )  # fmt: skip
-        except OSError as error:
+        except (OSError, RuntimeError, ImportError) as error:
+            if isinstance(error, SamplerLost):
+                raise
             raise SamplerLost(f"weight sync failed: {error}") from error
 
     def _sample(self, place: int, prompt: Prompt, request: SamplingRequest, seed: int) -> list[Rollout]:
@@ -235,7 +237,7 @@ class VllmServerEngine:
             logger.warning("vLLM server %s; it is left out, %d go on", self._dead[client.url], len(self.living))
 
     def _obituary(self) -> str:
-        told = "; ".join(f"vLLM server {reason}" for reason in self._dead.values())
+        told = "; ".join(f"vLLM server {reason}" for reason in list(self._dead.values()))
         return told if self._on_death == "stop" else f"{told}; none is left"
 
     def _agree_on_the_dead(self) -> None:

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipo_ds.vllm_client import ServerClient, ServerDied, ServerError, memory_folder
+from clipo_ds.vllm_client import ServerClient, ServerDied, ServerError
+from clipo_ds.weight_sync import memory_folder
 
 PIECE_BYTES = 256 * 1024**2
 """Most bytes of weights that are on their way at once; a single larger weight goes alone."""
@@ -53,6 +54,10 @@ class Failures(Exception):
 
 class Transfer(Protocol):
     """A way for one piece of an update to reach all servers."""
+
+    def prepare(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
+        """Make ready for an update of these servers, before it begins; raises `Failures`."""
+        ...
 
     def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
         """Give one piece to all servers; raises `Failures`."""
@@ -94,6 +99,7 @@ def send_weights(
                     lose(client, failures.errors[client.url])
                     living.remove(client)
 
+    without_the_lost(lambda: transfer.prepare(living, deadline))
     without_the_lost(lambda: on_all(living, lambda client: _start(client, deadline)))
     for piece, last in _pieces(weights, PIECE_BYTES):
         without_the_lost(functools.partial(transfer.send, living, piece, last=last, deadline=deadline))
@@ -154,6 +160,9 @@ def _pieces(weights: Iterable[tuple[str, Tensor]], budget: int) -> Iterator[tupl
 class FileTransfer:
     """Pieces as safetensors files in memory that servers on this machine read; a file is gone after its piece."""
 
+    def prepare(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
+        """Nothing to do."""
+
     def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
         """Write one file and have all servers load it.
 
@@ -186,6 +195,11 @@ class NcclTransfer:
         self._members: list[str] = []
         self._group: Any = None
 
+    def prepare(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
+        """Make the group anew where other servers are left than it was made of; vLLM refuses that in an update."""
+        if self._members != [client.url for client in clients]:
+            self._join(clients, deadline)
+
     def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
         """Announce one piece to all servers and broadcast its weights while they receive.
 
@@ -193,8 +207,6 @@ class NcclTransfer:
             Failures: Of all servers: one of them refused the piece or the broadcast is not through in time, and the
                 others are caught in it.
         """
-        if self._members != [client.url for client in clients]:
-            self._join(clients, deadline)
         info = {
             "names": [name for name, _ in piece],
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in piece],

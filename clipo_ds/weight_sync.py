@@ -20,10 +20,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from clipo_ds import distributed
 from clipo_ds.generation import AdapterEngine, RolloutEngine
+from clipo_ds.types import SamplerLost
 
 logger = logging.getLogger(__name__)
 
+SHARED_MEMORY = Path("/dev/shm")
 DEFAULT_BYTE_BUDGET = 512 * 1024**2
 
 
@@ -93,23 +96,32 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
     """Hand the policy's weights to a rollout engine; called by all ranks, each with its own engine.
 
     An engine that holds the base gets a LoRA policy's adapter, every other one all weights, the adapter merged.
+
+    Raises:
+        SamplerLost: An engine did not take the weights; on all ranks, in the words of the first that failed.
     """
-    if isinstance(engine, AdapterEngine):
-        with tempfile.TemporaryDirectory(prefix="clipo_ds_adapter_", dir=_memory_folder()) as folder:
-            state = {name: weight.cpu().clone() for name, weight in iterate_adapter(model, byte_budget=byte_budget)}
-            model.save_pretrained(folder, state_dict=state)
-            engine.load_adapter(Path(folder))
-        return
-    weights = iterate_weights(model, byte_budget=byte_budget)
-    engine.load_weights(weights)
+    failure: SamplerLost | None = None
+    weights = iterate_adapter(model, byte_budget=byte_budget) if isinstance(engine, AdapterEngine) else None
+    try:
+        if weights is not None:
+            state = {name: weight.cpu().clone() for name, weight in weights}
+            with tempfile.TemporaryDirectory(prefix="clipo_ds-", dir=memory_folder()) as folder:
+                model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+                engine.load_adapter(Path(folder))
+        else:
+            weights = iterate_weights(model, byte_budget=byte_budget)
+            engine.load_weights(weights)
+    except (OSError, RuntimeError) as error:
+        failure = error if isinstance(error, SamplerLost) else SamplerLost(str(error))
     # The gathers are collective: an engine that stopped early would leave the other ranks waiting.
     for _ in weights:
-        raise RuntimeError("the rollout engine did not take all weights of the policy")
+        failure = failure or SamplerLost("the rollout engine did not take all weights of the policy")
+    distributed.raise_everywhere(failure)
 
 
-def _memory_folder() -> str | None:
-    """A file system in memory where there is one; None is the system's own folder for temporary files."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def memory_folder() -> Path | None:
+    """Where files for a sampler are made: in memory, or among temporary files where there is no such place."""
+    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
 def _list_weights(model: nn.Module) -> list[_Weight]:

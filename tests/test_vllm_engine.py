@@ -224,11 +224,10 @@ def test_broken_weights_are_reported_not_sampled_from(engine: VllmEngine) -> Non
         engine.generate(make_prompts(3), 1, max_new_tokens=2, seed=0)
 
 
-def test_without_an_accelerator_sleep_and_wake_have_no_effect(engine: VllmEngine) -> None:
-    before = tokens(engine.generate(make_prompts(3), 2, max_new_tokens=4, seed=0))
-    engine.sleep()
-    engine.wake()
-    assert tokens(engine.generate(make_prompts(3), 2, max_new_tokens=4, seed=0)) == before
+def test_prompts_of_more_tokens_than_a_batch_holds_are_sampled(engine: VllmEngine) -> None:
+    engine.load_weights(weights(make_model()).items())
+    groups = engine.generate(make_prompts(*[100] * 100), 1, max_new_tokens=2, seed=0)
+    assert [len(group.rollouts) for group in groups] == [1] * 100
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
