@@ -67,7 +67,8 @@ class Plot(go.FigureWidget):
         """A view has come up: plotly has measured its box before that was on the page."""
         if (change["new"] or 0) > (change["old"] or 0):
             with contextlib.suppress(RuntimeError):  # no event loop, so no browser either
-                asyncio.get_running_loop().call_later(SETTLE_S, self.fill_box)
+                for delay_s in (SETTLE_S, 4 * SETTLE_S, 16 * SETTLE_S):  # a slow page needs longer; again costs little
+                    asyncio.get_running_loop().call_later(delay_s, self.fill_box)
 
     def show_figure(self, figure: go.Figure) -> bool:
         """Become `figure`: in place where its traces are of the same kinds, else with new traces.
