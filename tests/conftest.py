@@ -29,7 +29,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """vLLM first: when its engine starts it looks through all modules, and numba's (behind UMAP and PaCMAP) break it."""
+    """vLLM first: its engine looks through all modules when it starts, and numba's (behind UMAP, PaCMAP) break it."""
     items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
 
 
