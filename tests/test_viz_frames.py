@@ -142,6 +142,15 @@ def test_a_rollout_is_shown_with_its_escaped_prompt_and_its_false_step(run):
     assert "reward 0.500 = outcome 1.000 + contrastive -0.500" in page
 
 
+def test_a_verdict_that_no_false_equation_explains_is_said_to_be_the_tasks(run):
+    table = open_rollouts(run)
+    row = int(np.flatnonzero(table.frame["cell"] == CELLS[0])[0])
+    assert "verifier" not in rollout_html(table, row)
+    table.frame.loc[row, "process_consistent"] = False
+    page = rollout_html(table, row)
+    assert "0 of 1 checked equations false; the task's own verifier rejects the steps" in page
+
+
 def test_neighbours_are_nearest_by_cosine():
     vectors = np.array([[1, 0], [0, 1], [2, 0.1], [-1, 0]], np.float16)
     found = neighbours(vectors, np.array([10, 11, 12, 13]), 10, count=2)

@@ -44,6 +44,8 @@ def rollout_html(table: Rollouts, row: int) -> str:
     said = "no equation that could be checked"
     if check.num_equations:
         said = f"{check.num_wrong} of {check.num_equations} checked equations false"
+    if not check.wrong and pd.notna(entry["process_consistent"]) and not entry["process_consistent"]:
+        said += "; the task's own verifier rejects the steps, which are not those of this problem"
     corrections = "".join(
         f"<li><code>{html.escape(wrong.text)}</code>: {html.escape(_correction(wrong))}</li>" for wrong in check.wrong
     )
