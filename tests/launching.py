@@ -11,6 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
+RANK_FACTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIME_LIMIT = 900  # seconds; against hanging only
 
 # The built-in task at a size that makes its model in seconds.
@@ -49,8 +50,10 @@ def start(script: str, *arguments: str, ranks: int | None = None) -> subprocess.
     if ranks is not None:
         launch = [str(LAUNCHER), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
         command = [*launch, str(ROOT / "scripts" / script), *arguments]
+    # A test that was a rank itself has left in the environment where its group met, and its port may still be held.
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_FACTS}
     # Two ranks on two cores: one thread each, or they wait for each other.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
