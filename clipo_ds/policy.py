@@ -112,7 +112,10 @@ class ScoringModule(nn.Module):
         ).last_hidden_state  # (R, S, H)
         num_rows, num_tokens = batch.response_mask.shape
         row, step = batch.response_mask.nonzero(as_tuple=True)
-        states = hidden[batch.sequence[row], batch.state_columns[row, step]]  # (M, H), M real response tokens
+        place = batch.sequence[row] * hidden.shape[1] + batch.state_columns[row, step]
+        # (M, H), M real response tokens. Rollouts that share a prompt share its last state. The gradient of
+        # an embedding adds such rows up in one order, that of an index on a CPU in whichever its threads take.
+        states = functional.embedding(place, hidden.flatten(0, 1))
         logprobs, entropies = self.token_head(states, batch.response_ids[row, step], with_entropy)
         blank = logprobs.new_zeros(num_rows, num_tokens)
         counts = batch.response_mask.sum(1).clamp(min=1)

@@ -52,6 +52,7 @@ LAYERS: dict[str, list[str]] = {
     ],
     "L2 engines": [
         "distributed",
+        "gguf",
         "models",
         "sampling",
         "decoding",

