@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from clipo_ds.types import InputError, Prompt
 logger = logging.getLogger(__name__)
 
 KINDS = ("math", "choice", "arithmetic")
+_INTEGER = re.compile(r"-?[0-9]+")
 
 Status = Literal["verified", "wrong", "no_answer", "timeout", "error", "no_truth"]
 
@@ -169,7 +171,7 @@ def _verdict(correct: bool, extracted: str) -> Verdict:
 
 
 def _same_integer(answer: str, truth: str) -> bool:
-    whole = all(side.lstrip("-").isdecimal() and len(side) <= MAX_ANSWER_CHARS for side in (answer, truth))
+    whole = all(_INTEGER.fullmatch(side) and len(side) <= MAX_ANSWER_CHARS for side in (answer, truth))
     return int(answer) == int(truth) if whole else answer == truth
 
 

@@ -139,7 +139,8 @@ def _is_begun(config: TrainConfig) -> bool:
 
 
 def _is_whole(run_dir: Path, steps: int) -> bool:
+    """Whether the run has come to its end, the evaluation after the last step included."""
     if not (run_dir / "evaluations.jsonl").exists():
         return False
-    metrics = open_run(run_dir).metrics()
-    return bool(metrics) and metrics[-1]["step"] == steps
+    last = last_evaluations(open_run(run_dir).evaluations())
+    return bool(last) and all(row["step"] == steps for row in last.values())

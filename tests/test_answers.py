@@ -100,6 +100,9 @@ def test_several_options_are_none(verifier, response, kind):
         ("#12.0", "12", "wrong"),
         ("#", "12", "no_answer"),
         ("#1 2", "12", "wrong"),
+        ("#--5", "5", "wrong"),
+        ("#-", "5", "wrong"),
+        ("#+5", "5", "wrong"),
     ],
 )
 def test_arithmetic(verifier, response, truth, status):
