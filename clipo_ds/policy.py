@@ -1,9 +1,8 @@
 """The training policy: a causal language model on a DeepSpeed engine, full or with LoRA adapters.
 
 `Policy.score` and `Policy.forward` give log-probabilities, entropy and pooled hidden states of a micro-batch from one
-pass through the decoder. The vocabulary projection runs over chunks of response tokens inside one module, so that the
-logits of a whole micro-batch never exist and ZeRO-3 gathers the output weight once a pass, however many chunks a rank
-has.
+pass through the decoder. The vocabulary projection is one module (`clipo_ds.token_head`), so that ZeRO-3 gathers the
+output weight once a pass, however many chunks a rank has.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from clipo_ds.models import load_causal_lm
 from clipo_ds.schema import LoraConfig, ModelConfig, OptimizerConfig
+from clipo_ds.token_head import TokenHead, logit_shaping
 from clipo_ds.types import Batch, InputError
 
 logger = logging.getLogger(__name__)
@@ -41,43 +40,6 @@ class Scores:
     logprobs: Tensor  # Float[N, T], natural log, 0 where the response mask is False
     entropy: Tensor  # Float[N, T], nats, 0 where the response mask is False; no gradient flows through it
     pooled: Tensor  # Float[N, H], float32: mean of the final-norm states that produced the response tokens
-
-
-class TokenHead(nn.Module):
-    """Log-probabilities and entropies of given tokens from hidden states, over chunks of tokens.
-
-    It holds the output weight itself (the same parameter object as the model's own head), so that ZeRO-3 gathers it for
-    this module's forward and backward as a whole. Where there are several, chunks are recomputed in the backward pass.
-    """
-
-    def __init__(self, output: nn.Linear, chunk_tokens: int) -> None:
-        super().__init__()
-        self.weight = output.weight
-        self.bias = output.bias
-        self.chunk_tokens = chunk_tokens
-
-    def forward(self, states: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        """Give ``(logprobs, entropies)``, each Float[M] in float32, for ``states`` [M, H] and ``targets`` Int[M]."""
-        # One chunk's logits are in memory either way: a single chunk keeps its own for the backward pass.
-        recompute = torch.is_grad_enabled() and len(states) > self.chunk_tokens
-        pieces = [
-            checkpoint(self._chunk, s, t, with_entropy, use_reentrant=False)
-            if recompute
-            else self._chunk(s, t, with_entropy)
-            for s, t in zip(states.split(self.chunk_tokens), targets.split(self.chunk_tokens), strict=True)
-        ]
-        logprobs, entropies = zip(*pieces, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
-
-    def _chunk(self, states: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        logits = functional.linear(states, self.weight, self.bias).float()
-        if not with_entropy:
-            logprobs = -functional.cross_entropy(logits, targets, reduction="none")
-            return logprobs, torch.zeros_like(logprobs)
-        log = logits.log_softmax(-1)
-        del logits  # two tensors of [M, V] at a time, not three
-        entropies = -torch.linalg.vecdot(log.detach().exp(), log.detach())
-        return log.gather(-1, targets[:, None]).squeeze(-1), entropies
 
 
 class ScoringModule(nn.Module):
@@ -94,7 +56,7 @@ class ScoringModule(nn.Module):
                 if isinstance(model, PeftModel)
                 else f"`model.path` must have a linear output head, got {type(output).__name__}"
             )
-        self.token_head = TokenHead(output, chunk_tokens)
+        self.token_head = TokenHead(output, chunk_tokens, logit_shaping(plain.config))
 
     def forward(
         self, batch: Batch, with_entropy: bool = True, pooled_gradient: bool = False

@@ -57,6 +57,7 @@ LAYERS: dict[str, list[str]] = {
         "sampling",
         "decoding",
         "generation",
+        "token_head",
         "policy",
         "weight_sync",
         "vllm_engine",

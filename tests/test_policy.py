@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from small_policy import make_batch, make_flat, make_policy, save_model
+from small_policy import VOCABULARY, make_batch, make_flat, make_policy, save_model
 
 from clipo_ds.batching import collate
 from clipo_ds.policy import ScoringModule
@@ -95,6 +95,33 @@ def test_the_gradient_of_a_shared_prompt_is_the_same_to_the_bit_each_time(folder
     finally:
         torch.set_num_threads(before)
     assert len(seen) == 1
+
+
+SHAPED = [  # models that scale or cap their logits after the output head
+    (transformers.GraniteConfig, {"logits_scaling": 8.0}),
+    (transformers.CohereConfig, {"logit_scale": 0.25}),
+    (transformers.Gemma2Config, {"final_logit_softcapping": 5.0, "head_dim": 8}),
+    (
+        transformers.FalconH1Config,
+        {"lm_head_multiplier": 0.25, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "own"), SHAPED)
+def test_logits_are_shaped_as_the_model_shapes_them(kind, own):
+    torch.manual_seed(0)
+    config = kind(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=1.0, **own,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    prompt, rollout = make_flat(1)[0]
+    ids = torch.tensor([prompt.token_ids + rollout.token_ids])
+    log = model(ids).logits[0, len(prompt.token_ids) - 1 : -1].log_softmax(-1)
+    expected = log.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+    scored = ScoringModule(model, 4096)(collate([(prompt, rollout)], [[0]], 0))[0][0]
+    torch.testing.assert_close(scored, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_prompts_are_shared_only_where_attention_takes_a_mask_of_pairs(folder, ranks, tmp_path):
