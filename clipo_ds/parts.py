@@ -31,6 +31,7 @@ from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter, check_run_dir
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import TrainConfig
+from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
@@ -165,6 +166,8 @@ def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
 def build_parts(plan: Plan, ranks: Ranks) -> Parts:
     """Load and build everything, restore it when resuming, open the run folder; called by all ranks."""
     config = plan.config
+    if ranks.local_rank == 0:
+        remove_left_folders()
     # One rank makes what has to be made once (the small model, a converted GGUF file); the others find it.
     if ranks.is_main:
         materialise_model(config.model.path, task=config.task)

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import functools
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipo_ds.network import free_port
+from clipo_ds.shared_memory import shared_folder
 from clipo_ds.vllm_client import ServerClient, ServerDied, ServerError
-from clipo_ds.weight_sync import memory_folder
 
 PIECE_BYTES = 256 * 1024**2
 """Most bytes of weights that are on their way at once; a single larger weight goes alone."""
@@ -170,11 +168,11 @@ class FileTransfer:
             Failures: As `on_all`.
             OSError: The memory does not hold the file.
         """
-        with tempfile.TemporaryDirectory(prefix="clipo_ds-", dir=memory_folder()) as folder:
+        with shared_folder() as folder:
             size, free = sum(tensor.nbytes for _, tensor in piece), shutil.disk_usage(folder).free
             if free < size + MARGIN_BYTES:  # writing into memory that is full ends the process
                 raise OSError(f"{folder} must have room for a piece of {size:,} bytes, got {free:,} bytes free")
-            path = str(Path(folder) / "weights.safetensors")
+            path = str(folder / "weights.safetensors")
             save_file({name: tensor.cpu() for name, tensor in piece}, path)
             body = {"update_info": {"path": path, "last": last}}
             on_all(clients, lambda client: client.call("update_weights", body, timeout_s=deadline.left()))
@@ -248,7 +246,7 @@ class NcclTransfer:
         for client in clients:
             offsets[client.url] = total
             total += self._world_sizes[client.url]
-        meeting = {"master_address": get_ip(), "master_port": _free_port(), "world_size": total, "packed": False}
+        meeting = {"master_address": get_ip(), "master_port": free_port(host=""), "world_size": total, "packed": False}
 
         def invite(client: ServerClient) -> None:
             body = {"init_info": {**meeting, "rank_offset": offsets[client.url]}}
@@ -272,9 +270,3 @@ class _Beside:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

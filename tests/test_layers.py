@@ -47,10 +47,13 @@ LAYERS: dict[str, list[str]] = {
         "rewards",
         "batching",
         "environment",
+        "network",
+        "shared_memory",
         "records",
         "warm_start",
     ],
     "L2 engines": [
+        "threads",
         "distributed",
         "models",
         "sampling",
@@ -169,7 +172,7 @@ def test_only_the_engine_layer_knows_deepspeed_peft_and_vllm(module: str) -> Non
 def test_the_pictures_read_records_only() -> None:
     for module in PICTURES:
         tree = parse(module)
-        assert own_modules(tree) - set(PICTURES) <= {"records", "steps", "types"}, module
+        assert own_modules(tree) - set(PICTURES) <= {"network", "records", "steps", "types"}, module
         assert "torch" not in libraries(tree), module
 
 
