@@ -59,6 +59,18 @@ class RolloutEngine(Protocol):
         """Undo `sleep`."""
         ...
 
+    def close(self) -> None:
+        """End what the engine started, before the process group ends; it cannot be used afterwards."""
+        ...
+
+
+class ScoringEngine(RolloutEngine, Protocol):
+    """A sampler that can work beside the training, and be asked what its weights say about given tokens."""
+
+    def score(self, prompt: Prompt, rollout: Rollout) -> dict[str, list[float]]:
+        """Log-probabilities of all of a rollout's tokens but the last, by name of the copies of the weights."""
+        ...
+
 
 @runtime_checkable
 class AdapterEngine(RolloutEngine, Protocol):

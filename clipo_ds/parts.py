@@ -225,14 +225,12 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         display=display,
         trackers=trackers,
         progress=progress,
-        ahead=Ahead() if config.rollout.async_steps else None,
+        ahead=Ahead(engine) if config.rollout.async_steps else None,
     )
 
 
 def close_parts(parts: Parts) -> None:
     """End worker processes, trackers and vLLM."""
-    if parts.ahead is not None:
-        parts.ahead.close()
     if isinstance(parts.engine, VllmEngine):
         parts.engine.close()
     parts.judge.close()

@@ -40,7 +40,6 @@ from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
-from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
 logger = logging.getLogger(__name__)
@@ -199,9 +198,9 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                 parts.engine.wake()
                 if not frozen:
                     sync_weights(parts.policy.model, parts.engine)
-                if isinstance(parts.engine, VllmServerEngine) and parts.ahead is not None:
+                if parts.ahead is not None:
                     metrics["mismatch/after_sync"] = gap_after_sync(
-                        config, parts.policy, parts.engine, ranks, experience, pad_token_id=pad_token_id
+                        config, parts.policy, parts.ahead.engine, ranks, experience, pad_token_id=pad_token_id
                     )
         except (FloatingPointError, SamplerLost) as error:  # of the next step's rollouts, or of the sync
             sampler_lost = SamplerLost(str(error))
@@ -267,7 +266,7 @@ def _sample_ahead(parts: Parts, step: int) -> None:
     prompts = parts.peek()
     own = [prompts[i] for i in parts.ranks.share(len(prompts))]
     assert parts.ahead is not None
-    parts.ahead.start(step, functools.partial(sample_round, parts.config, parts.engine, own, step=step, number=0))
+    parts.ahead.start(step, functools.partial(sample_round, parts.config, parts.ahead.engine, own, step=step, number=0))
 
 
 def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[ContrastiveOutcome | None, dict[str, float]]:
