@@ -96,6 +96,9 @@ class VllmEngine:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(lora_rank)}
         if not torch.cuda.is_available():
             batched = max(MIN_BATCHED_TOKENS, max_model_len, max_sequences)
+            if lora_rank is not None:
+                # For every token of a batch vLLM's adapters on a CPU copy both factors, gigabytes where it is large.
+                batched = max_model_len + max_sequences
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched}
         with _process_state_kept():
             self._llm = LLM(

@@ -250,6 +250,8 @@ def test_an_adapter_sent_beside_the_base_weights_equals_the_policy(folder: str, 
         groups = engine.generate(make_prompts(3, 9), 4, max_new_tokens=12, seed=0)
         assert _policy_gap(policy, groups) < 1e-5
     assert largest_gap(make_model(), groups) > 0.01
+    many = engine.generate(make_prompts(*[100] * 6), 2, max_new_tokens=2, seed=0)  # more than one of its small batches
+    assert _policy_gap(policy, many) < 1e-5
 
 
 def _update(policy) -> None:
