@@ -22,10 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
 from clipo_ds.ahead import gap_after_sync
@@ -37,6 +33,7 @@ from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample
 from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
+from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
@@ -172,7 +169,10 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         total_reward = experience.reward if outcome is None else experience.reward + outcome.reward.cpu()
         advantages = group_advantages(total_reward, experience.group, normalize=parts.spec.advantage_normalize)
         zero_variance = zero_variance_groups(total_reward, experience.group)
-        columns = _rollout_columns(parts, experience, outcome, total_reward, advantages, step)
+        columns = rollout_columns(
+            experience, outcome, total_reward, advantages,
+            step=step, with_embeddings=config.logging.save_embeddings,
+        )  # fmt: skip
         metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
         try:
             check_parity(config, metrics, stale=sampled.staleness > 0)
@@ -290,62 +290,12 @@ def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[Contrast
     return outcome, metrics
 
 
-def _rollout_columns(
-    parts: Parts,
-    experience: Experience,
-    outcome: ContrastiveOutcome | None,
-    total_reward: Tensor,
-    advantages: Tensor,
-    step: int,
-) -> dict[str, Any]:
-    """This rank's rows of the run folder's parquet."""
-    judgements, flat = experience.judgements, experience.flat
-    columns: dict[str, Any] = {
-        "step": [step] * len(flat),
-        "group": experience.group.tolist(),
-        "prompt": [prompt.text for prompt, _ in flat],
-        "response": [rollout.text for _, rollout in flat],
-        "ground_truth": [prompt.ground_truth for prompt, _ in flat],
-        "source": [prompt.source for prompt, _ in flat],
-        "prompt_uid": [prompt.uid for prompt, _ in flat],
-        "extracted": [j.extracted for j in judgements],
-        "correct": experience.correct.tolist(),
-        "process_consistent": [j.process_consistent for j in judgements],
-        "outcome_reward": [j.outcome for j in judgements],
-        "reward": total_reward.tolist(),
-        "contrastive_loss": [None] * len(flat),
-        "contrastive_reward": [0.0] * len(flat),
-        "advantage": advantages.tolist(),
-        "num_tokens": experience.mask.sum(1).tolist(),
-        "truncated": [rollout.truncated for _, rollout in flat],
-    }
-    if outcome is not None:
-        losses = zip(outcome.loss.tolist(), outcome.valid.tolist(), strict=True)
-        columns["contrastive_loss"] = [loss if valid else None for loss, valid in losses]
-        columns["contrastive_reward"] = outcome.reward.tolist()
-    if parts.config.logging.save_embeddings:
-        vectors = torch.nn.functional.normalize(experience.pooled, dim=1) if outcome is None else outcome.embeddings
-        columns["embedding"] = vectors.to(torch.float16).cpu().numpy()
-    return columns
-
-
 def _write_rollouts(parts: Parts, columns: dict[str, Any], step: int) -> None:
     """Bring the ranks' rows together on rank 0 and write them."""
     gathered = distributed.gather_objects(columns)
     if gathered is None or parts.writer is None:
         return
-    parts.writer.write_rollouts(step, _concatenate(gathered))
-
-
-def _concatenate(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of several ranks, one after the other."""
-    whole: dict[str, Any] = {}
-    for name, first in shares[0].items():
-        if isinstance(first, np.ndarray):
-            whole[name] = np.concatenate([share[name] for share in shares])
-        else:
-            whole[name] = [value for share in shares for value in share[name]]
-    return whole
+    parts.writer.write_rollouts(step, concatenate(gathered))
 
 
 def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ranks: Ranks) -> dict[str, float]:

@@ -76,6 +76,7 @@ LAYERS: dict[str, list[str]] = {
         "evaluate",
         "display",
         "experience",
+        "rows",
         "metrics",
         "parity",
         "update",
