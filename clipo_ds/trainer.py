@@ -175,7 +175,7 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         )  # fmt: skip
         metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
         try:
-            check_parity(config, metrics, stale=sampled.staleness > 0)
+            check_parity(config, metrics, tied_head=parts.policy.has_tied_head, stale=sampled.staleness > 0)
         except MismatchError as error:
             _write_rollouts(parts, columns, step)
             raise MismatchError(f"step {step}: {error}; {_what_is_left(parts)}") from error
@@ -208,7 +208,7 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
             _write_rollouts(parts, columns, step)
     if "mismatch/after_sync" in metrics:
         try:
-            check_after_sync(config, metrics["mismatch/after_sync"])
+            check_after_sync(config, metrics["mismatch/after_sync"], tied_head=parts.policy.has_tied_head)
         except MismatchError as error:
             raise MismatchError(f"step {step}, after its update: {error}; {_what_is_left(parts)}") from error
     metrics |= _speed(experience, sampled, watch, ranks)
