@@ -8,24 +8,29 @@ of prompts nor a checkpoint knows of it: a resumed run samples the batch again, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 
 from clipo_ds import distributed
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, micro_batches
+from clipo_ds.generation import ScoringEngine
 from clipo_ds.policy import Policy
 from clipo_ds.schema import TrainConfig
+from clipo_ds.threads import run_beside
 from clipo_ds.types import Group, SamplerLost
-from clipo_ds.vllm_server import VllmServerEngine
 
 
 class Ahead:
-    """Holds the rollouts of at most one coming step, ready or on their way."""
+    """Holds the rollouts of at most one coming step, ready or on their way.
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    Args:
+        engine: What samples them; its `generate` touches no collective.
+    """
+
+    def __init__(self, engine: ScoringEngine) -> None:
+        self.engine = engine
         self._step: int | None = None
         self._rollouts: Future[list[Group]] | None = None
 
@@ -33,7 +38,7 @@ class Ahead:
         """Begin to sample for a step."""
         if self._rollouts is not None:
             raise RuntimeError(f"step {self._step} is sampled already")
-        self._step, self._rollouts = step, self._pool.submit(sample)
+        self._step, (self._rollouts,) = step, run_beside([sample])
 
     def failure(self) -> Exception | None:
         """Wait until nothing is on its way; what went wrong, if anything did."""
@@ -51,15 +56,11 @@ class Ahead:
         rollouts, self._rollouts = self._rollouts.result(), None
         return rollouts
 
-    def close(self) -> None:
-        """Start nothing more; what is on its way is awaited when the process ends."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
 
 def gap_after_sync(
     config: TrainConfig,
     policy: Policy,
-    engine: VllmServerEngine,
+    engine: ScoringEngine,
     ranks: Ranks,
     experience: Experience,
     *,

@@ -1,12 +1,11 @@
 """Facts about the ranks, and the few collectives that a training step needs.
 
-Every function is called by all ranks in the same order. Imports torch and DeepSpeed's communication only.
+Every function is called by all ranks in the same order. Imports torch, DeepSpeed's communication and `network` only.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+
+from clipo_ds.network import free_port
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,8 @@ class Ranks:
 def start() -> Ranks:
     """Join the process group that the launcher describes; without a launcher, be a group of one."""
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_SIZE="1"
-        )
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if not dist.is_initialized():
         # On the CPU DeepSpeed would compile a shared-memory kernel first: a minute on a laptop, an error without a
         # compiler, a race between runs that start together. gloo does the same work.

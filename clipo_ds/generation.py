@@ -59,6 +59,18 @@ class RolloutEngine(Protocol):
         """Undo `sleep`."""
         ...
 
+    def close(self) -> None:
+        """End what the engine started, before the process group ends; it cannot be used afterwards."""
+        ...
+
+
+class ScoringEngine(RolloutEngine, Protocol):
+    """A sampler that can work beside the training, and be asked what its weights say about given tokens."""
+
+    def score(self, prompt: Prompt, rollout: Rollout) -> dict[str, list[float]]:
+        """Log-probabilities of all of a rollout's tokens but the last, by name of the copies of the weights."""
+        ...
+
 
 @runtime_checkable
 class AdapterEngine(RolloutEngine, Protocol):
@@ -102,6 +114,7 @@ class TransformersEngine:
         tokenizer: Decodes responses; names the padding and stop tokens.
         max_sequences: Rollouts decoded at once.
         stop_ids: Tokens that end a response; None takes those that model and tokenizer name.
+        sleep: Let `sleep` free an accelerator's memory.
     """
 
     def __init__(
@@ -111,6 +124,7 @@ class TransformersEngine:
         *,
         max_sequences: int = 256,
         stop_ids: Iterable[int] | None = None,
+        sleep: bool = False,
     ) -> None:
         if max_sequences < 1:
             raise ValueError(f"`max_sequences` must be at least 1, got {max_sequences}")
@@ -119,6 +133,7 @@ class TransformersEngine:
         self.max_sequences = max_sequences
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config) if stop_ids is None else frozenset(stop_ids)
         self._home = model.device
+        self._sleeps = sleep and self._home.type != "cpu"
         use_decode_attention(model)
         self._packed = pack_linear_layers(model)
         # Code that came with a model may not know how to skip the logits of the prompt.
@@ -209,14 +224,17 @@ class TransformersEngine:
         raise_wrong_weights(wrong)
 
     def sleep(self) -> None:
-        """Move the replica to the CPU; nothing to do where it lives there."""
-        if self._home.type != "cpu":
+        """Move the replica to the CPU, where the engine was made to; nothing to do where it lives there."""
+        if self._sleeps:
             self.model.to("cpu")
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """Move the replica back to where it was."""
         self.model.to(self._home)
+
+    def close(self) -> None:
+        """Nothing to do."""
 
     def forward(self, **inputs: object) -> Tensor:
         """Logits Float[N, V] of the last position."""

@@ -18,12 +18,36 @@ FLOAT32_MAX_ABS = 1e-3
 BFLOAT16_MAX_ABS = 0.5
 BFLOAT16_MEAN_ABS = 0.05
 
-ADVICE = (
-    "sampler and trainer are not the same model. Known causes: a weight sync that was skipped or left weights out; "
-    "tied embeddings whose lm_head.weight the sampler keeps apart and was not sent; a LoRA adapter that never reached "
-    "the sampler (rollout.vllm.lora); a prefix cache that outlived the sync; rollout.dtype other than model.dtype; "
-    "sampling.temperature, top_p or top_k inside the sampler's log-probabilities"
-)
+
+def likely_causes(config: TrainConfig, *, tied_head: bool) -> list[str]:
+    """What can make the sampler of a run like this one another model than the trainer, the likeliest first.
+
+    Args:
+        config: The run's.
+        tied_head: The model's output head is its embedding matrix.
+    """
+    rollout, sampling, lora = config.rollout, config.sampling, config.model.lora
+    on_vllm = rollout.engine != "transformers"
+    adapter = rollout.engine == "vllm" and rollout.vllm.lora == "adapter"
+    half = "bfloat16" in (config.model.dtype, config.sampler_dtype)
+    filtered = (sampling.temperature, sampling.top_p, sampling.top_k) != (1, 1, 0)
+    causes = {
+        f"rollout.dtype {config.sampler_dtype} beside model.dtype {config.model.dtype}": (
+            config.sampler_dtype != config.model.dtype
+        ),
+        "a LoRA adapter that never reached the sampler (rollout.vllm.lora adapter)": adapter,
+        "a LoRA adapter that was not merged into the weights that the sampler got": lora is not None and not adapter,
+        # Adapters leave the head alone.
+        "tied embeddings whose lm_head.weight the sampler keeps apart and was not sent": (
+            tied_head and on_vllm and lora is None
+        ),
+        "a weight sync that was skipped or left weights out": True,
+        "a server that another run fed or that was started again": rollout.engine == "vllm_server",
+        "a prefix cache that outlived the sync": on_vllm,
+        "sampling.temperature, top_p or top_k inside the sampler's log-probabilities": filtered,
+        "kernels that round bfloat16 otherwise (float32 shows it; rollout.parity sets the limits)": half,
+    }
+    return [cause for cause, possible in causes.items() if possible]
 
 
 def parity_limits(config: TrainConfig) -> dict[str, float]:
@@ -37,12 +61,15 @@ def parity_limits(config: TrainConfig) -> dict[str, float]:
     return {name: limit for name, limit in chosen.items() if limit is not None}
 
 
-def check_parity(config: TrainConfig, metrics: Mapping[str, float], *, stale: bool = False) -> None:
+def check_parity(
+    config: TrainConfig, metrics: Mapping[str, float], *, tied_head: bool = False, stale: bool = False
+) -> None:
     """Hold a step's `mismatch/max_abs` and `mismatch/mean_abs`, reduced over ranks, against the limits.
 
     Args:
         config: Says the limits and the precision of both sides.
         metrics: The step's metrics, the same on all ranks: so all of them raise or none.
+        tied_head: As `likely_causes`.
         stale: The rollouts are known to come from older weights, and differ by right: nothing is checked.
 
     Raises:
@@ -55,10 +82,10 @@ def check_parity(config: TrainConfig, metrics: Mapping[str, float], *, stale: bo
     for name, limit in parity_limits(config).items():
         value = math.nan if unknown else metrics[f"mismatch/{name}"]
         if value > limit or unknown:
-            _stop(name, value, name, limit)
+            _stop(name, value, name, limit, likely_causes(config, tied_head=tied_head))
 
 
-def check_after_sync(config: TrainConfig, largest: float) -> None:
+def check_after_sync(config: TrainConfig, largest: float, *, tied_head: bool = False) -> None:
     """Hold the mismatch that was measured right after a sync, where rollouts are a step old, against the limit.
 
     Raises:
@@ -66,11 +93,14 @@ def check_after_sync(config: TrainConfig, largest: float) -> None:
     """
     limit = parity_limits(config).get("max_abs")
     if limit is not None and not largest <= limit:
-        _stop("after_sync", largest, "max_abs", limit)
+        _stop("after_sync", largest, "max_abs", limit, likely_causes(config, tied_head=tied_head))
 
 
-def _stop(metric: str, value: float, field: str, limit: float) -> NoReturn:
-    raise MismatchError(f"mismatch/{metric} = {value:.3g} is above rollout.parity.{field} = {limit:g}: {ADVICE}")
+def _stop(metric: str, value: float, field: str, limit: float, causes: list[str]) -> NoReturn:
+    raise MismatchError(
+        f"mismatch/{metric} = {value:.3g} is above rollout.parity.{field} = {limit:g}: sampler and trainer are not the "
+        f"same model. Where to look, the likeliest first: {', or '.join(causes)}"
+    )
 
 
 def _resolve(config: ParityConfig, name: str, auto: float | None) -> float | None:

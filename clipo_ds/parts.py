@@ -6,6 +6,7 @@ run folder) without loading a weight or writing a file. `build_parts` then loads
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -25,17 +26,27 @@ from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
 from clipo_ds.environment import describe_environment
 from clipo_ds.generation import RolloutEngine, TransformersEngine
-from clipo_ds.models import ModelFacts, inspect_model, load_causal_lm, materialise_model, stop_token_ids
+from clipo_ds.models import (
+    ModelFacts,
+    inspect_model,
+    load_causal_lm,
+    materialise_model,
+    read_generation_config,
+    stop_token_ids,
+)
 from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter, check_run_dir
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import TrainConfig
+from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
+from clipo_ds.vllm_checks import check_vllm
 from clipo_ds.vllm_client import check_servers
-from clipo_ds.vllm_engine import VllmEngine, build_vllm_engine, check_vllm
+from clipo_ds.vllm_engine import build_vllm_engine
+from clipo_ds.vllm_room import VllmRoom
 from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
@@ -52,11 +63,7 @@ class Plan:
     tests: dict[str, list[Prompt]]
     run_dir: Path
     resume_from: Path | None
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest prompt of training and test data."""
-        return max(len(p.token_ids) for prompts in (self.prompts, *self.tests.values()) for p in prompts)
+    room: VllmRoom | None  # with rollout.engine vllm
 
 
 @dataclass
@@ -138,17 +145,18 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         raise InputError(
             f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
         )
-    plan = Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from)
+    room: VllmRoom | None = None
     wrong: InputError | None = None
     try:
         if config.rollout.engine == "vllm":
-            check_vllm(config, facts.config, ranks, plan.longest_prompt)
+            longest_prompt = max(len(p.token_ids) for some in (prompts, *tests.values()) for p in some)
+            room = check_vllm(config, facts.config, ranks, longest_prompt)
         if config.rollout.engine == "vllm_server":
             check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
     except InputError as error:  # one rank may have less memory, or not reach what another does
         wrong = error
     distributed.raise_everywhere(wrong)
-    return plan
+    return Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from, room)
 
 
 def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
@@ -165,6 +173,8 @@ def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
 def build_parts(plan: Plan, ranks: Ranks) -> Parts:
     """Load and build everything, restore it when resuming, open the run folder; called by all ranks."""
     config = plan.config
+    if ranks.local_rank == 0:
+        remove_left_folders()
     # One rank makes what has to be made once (the small model, a converted GGUF file); the others find it.
     if ranks.is_main:
         materialise_model(config.model.path, task=config.task)
@@ -190,21 +200,19 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
         if ranks.is_main:
             checkpoint.remove_later(plan.resume_from)
-    engine = _build_engine(plan, folder, policy, ranks)
-    sync_weights(policy.model, engine)
-    display = Display(config.logging, config.steps, enabled=ranks.is_main)
-    writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
-    trackers = Trackers()
-    if ranks.is_main and config.logging.trackers:
-        trackers = Trackers.start(
-            config.logging.trackers,
-            project=config.logging.project,
-            run_dir=plan.run_dir,
-            config=_flatten(dataclasses.asdict(config)),
-            cpu=ranks.device.type == "cpu",
-        )
-    distributed.barrier()
-    display.say(f"run folder {plan.run_dir}")
+    with contextlib.ExitStack() as when_failing:
+        engine = _build_engine(plan, folder, ranks)
+        when_failing.callback(engine.close)
+        sync_weights(policy.model, engine)
+        display = Display(config.logging, config.steps, enabled=ranks.is_main)
+        writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
+        trackers = _start_trackers(plan, ranks)
+        when_failing.callback(trackers.finish)
+        judge = build_judge(config, plan.spec)
+        when_failing.callback(judge.close)
+        distributed.barrier()
+        display.say(f"run folder {plan.run_dir}")
+        when_failing.pop_all()
     return Parts(
         config=config,
         spec=plan.spec,
@@ -212,7 +220,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         policy=policy,
         tokenizer=plan.model.tokenizer,
         engine=engine,
-        judge=build_judge(config, plan.spec),
+        judge=judge,
         term=term,
         prompts=plan.prompts,
         order=PromptOrder(len(plan.prompts), config.seed),
@@ -222,16 +230,13 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         display=display,
         trackers=trackers,
         progress=progress,
-        ahead=Ahead() if config.rollout.async_steps else None,
+        ahead=Ahead(engine) if config.rollout.async_steps else None,
     )
 
 
 def close_parts(parts: Parts) -> None:
     """End worker processes, trackers and vLLM."""
-    if parts.ahead is not None:
-        parts.ahead.close()
-    if isinstance(parts.engine, VllmEngine):
-        parts.engine.close()
+    parts.engine.close()
     parts.judge.close()
     parts.trackers.finish()
 
@@ -292,12 +297,13 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     return prompts, {name: test[:limit] for name, test in tests.items()}
 
 
-def _build_engine(plan: Plan, folder: str, policy: Policy, ranks: Ranks) -> RolloutEngine:
+def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
     config, tokenizer = plan.config, plan.model.tokenizer
-    if config.rollout.engine == "vllm":
-        return build_vllm_engine(config, folder, tokenizer, plan.model.config, ranks, plan.longest_prompt)
+    generation_config = read_generation_config(folder, trust_remote_code=config.model.trust_remote_code)
+    stop_ids = stop_token_ids(tokenizer, generation_config)
+    if plan.room is not None:
+        return build_vllm_engine(config, folder, tokenizer, stop_ids, ranks, plan.room)
     if config.rollout.engine == "vllm_server":
-        stop_ids = stop_token_ids(tokenizer, policy.model.generation_config)
         return VllmServerEngine.connect(config, tokenizer, stop_ids, ranks)
     replica = load_causal_lm(
         folder,
@@ -306,7 +312,26 @@ def _build_engine(plan: Plan, folder: str, policy: Policy, ranks: Ranks) -> Roll
         attn_implementation=config.model.attn_implementation,
         device=ranks.device,
     )
-    return TransformersEngine(replica, tokenizer, max_sequences=config.rollout.max_sequences)
+    return TransformersEngine(
+        replica,
+        tokenizer,
+        max_sequences=config.rollout.max_sequences,
+        stop_ids=stop_ids,
+        sleep=config.sampler_sleeps,
+    )
+
+
+def _start_trackers(plan: Plan, ranks: Ranks) -> Trackers:
+    config = plan.config
+    if not ranks.is_main or not config.logging.trackers:
+        return Trackers()
+    return Trackers.start(
+        config.logging.trackers,
+        project=config.logging.project,
+        run_dir=plan.run_dir,
+        config=_flatten(dataclasses.asdict(config)),
+        cpu=ranks.device.type == "cpu",
+    )
 
 
 def _open_run_folder(plan: Plan, progress: Progress, ranks: Ranks) -> RunWriter:

@@ -112,6 +112,11 @@ class Policy:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
+    def has_tied_head(self) -> bool:
+        """Whether the output head is the embedding matrix."""
+        return bool(self.model.config.get_text_config().tie_word_embeddings)
+
+    @property
     def pairs_per_token(self) -> float:
         """Pairs of query and key in attention that cost as much as the rest of the network for one token.
 

@@ -26,12 +26,13 @@ def uniform_stream(seed: int, uid: int, rollout: int) -> np.random.Generator:
 
 
 def rollout_seed(seed: int, uid: int, rollout: int) -> int:
-    """The same for a sampler that makes its own uniforms from one number, in [0, 2^63).
+    """The same for a sampler that makes its own uniforms from one number: in [0, 2^63), one after the other in a group.
 
-    >>> rollout_seed(0, 7, 1) == rollout_seed(0, 7, 1) != rollout_seed(0, 1, 7)
+    >>> rollout_seed(0, 7, 1) == rollout_seed(0, 7, 0) + 1 != rollout_seed(0, 1, 1)
     True
     """
-    return int(np.random.SeedSequence((seed, uid, rollout)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    first = np.random.SeedSequence((seed, uid)).generate_state(1, np.uint64)[0] >> np.uint64(2)
+    return int(first) + rollout
 
 
 def draw_tokens(

@@ -256,8 +256,6 @@ class VllmConfig:
     lora: Literal["merged", "adapter"] = "merged"
     """How a LoRA policy reaches the sampler: `merged` into its weights, or as an `adapter` beside its base weights,
     which moves little but samples slower."""
-    sleep: bool = True
-    """Give a GPU's memory back while the policy trains: weights wait in the CPU's memory, the KV cache is dropped."""
 
     def __post_init__(self) -> None:
         require(0 < self.memory_share < 1, "rollout.vllm.memory_share", "in (0, 1)", self.memory_share)
@@ -304,6 +302,10 @@ class RolloutConfig:
     """Sequences that the sampler decodes at once on one rank."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the sampler's replica; `auto` is the policy's. Servers must have it."""
+    sleep: bool | None = None
+    """Give a GPU's memory back while the policy trains: vllm drops its KV cache and keeps its weights in the CPU's
+    memory (sleep level 1), the replica of transformers moves to the CPU and back in every step. Null is true for vllm,
+    false for transformers."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """The servers of rollout.engine vllm_server."""
     async_steps: int = 0
@@ -679,6 +681,12 @@ class TrainConfig:
     def sampler_dtype(self) -> str:
         """Precision of the sampler's weights, `auto` resolved."""
         return self.model.dtype if self.rollout.dtype == "auto" else self.rollout.dtype
+
+    @property
+    def sampler_sleeps(self) -> bool:
+        """`rollout.sleep` with null resolved."""
+        sleep = self.rollout.sleep
+        return self.rollout.engine == "vllm" if sleep is None else sleep
 
     @property
     def importance_cap(self) -> float | None:

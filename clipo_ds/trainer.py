@@ -22,10 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
 from clipo_ds.ahead import gap_after_sync
@@ -37,10 +33,10 @@ from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample
 from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
+from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
-from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.weight_sync import sync_weights
 
 logger = logging.getLogger(__name__)
@@ -173,10 +169,13 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         total_reward = experience.reward if outcome is None else experience.reward + outcome.reward.cpu()
         advantages = group_advantages(total_reward, experience.group, normalize=parts.spec.advantage_normalize)
         zero_variance = zero_variance_groups(total_reward, experience.group)
-        columns = _rollout_columns(parts, experience, outcome, total_reward, advantages, step)
+        columns = rollout_columns(
+            experience, outcome, total_reward, advantages,
+            step=step, with_embeddings=config.logging.save_embeddings,
+        )  # fmt: skip
         metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
         try:
-            check_parity(config, metrics, stale=sampled.staleness > 0)
+            check_parity(config, metrics, tied_head=parts.policy.has_tied_head, stale=sampled.staleness > 0)
         except MismatchError as error:
             _write_rollouts(parts, columns, step)
             raise MismatchError(f"step {step}: {error}; {_what_is_left(parts)}") from error
@@ -199,9 +198,9 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                 parts.engine.wake()
                 if not frozen:
                     sync_weights(parts.policy.model, parts.engine)
-                if isinstance(parts.engine, VllmServerEngine) and parts.ahead is not None:
+                if parts.ahead is not None:
                     metrics["mismatch/after_sync"] = gap_after_sync(
-                        config, parts.policy, parts.engine, ranks, experience, pad_token_id=pad_token_id
+                        config, parts.policy, parts.ahead.engine, ranks, experience, pad_token_id=pad_token_id
                     )
         except (FloatingPointError, SamplerLost) as error:  # of the next step's rollouts, or of the sync
             sampler_lost = SamplerLost(str(error))
@@ -209,7 +208,7 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
             _write_rollouts(parts, columns, step)
     if "mismatch/after_sync" in metrics:
         try:
-            check_after_sync(config, metrics["mismatch/after_sync"])
+            check_after_sync(config, metrics["mismatch/after_sync"], tied_head=parts.policy.has_tied_head)
         except MismatchError as error:
             raise MismatchError(f"step {step}, after its update: {error}; {_what_is_left(parts)}") from error
     metrics |= _speed(experience, sampled, watch, ranks)
@@ -267,7 +266,7 @@ def _sample_ahead(parts: Parts, step: int) -> None:
     prompts = parts.peek()
     own = [prompts[i] for i in parts.ranks.share(len(prompts))]
     assert parts.ahead is not None
-    parts.ahead.start(step, functools.partial(sample_round, parts.config, parts.engine, own, step=step, number=0))
+    parts.ahead.start(step, functools.partial(sample_round, parts.config, parts.ahead.engine, own, step=step, number=0))
 
 
 def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[ContrastiveOutcome | None, dict[str, float]]:
@@ -291,62 +290,12 @@ def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[Contrast
     return outcome, metrics
 
 
-def _rollout_columns(
-    parts: Parts,
-    experience: Experience,
-    outcome: ContrastiveOutcome | None,
-    total_reward: Tensor,
-    advantages: Tensor,
-    step: int,
-) -> dict[str, Any]:
-    """This rank's rows of the run folder's parquet."""
-    judgements, flat = experience.judgements, experience.flat
-    columns: dict[str, Any] = {
-        "step": [step] * len(flat),
-        "group": experience.group.tolist(),
-        "prompt": [prompt.text for prompt, _ in flat],
-        "response": [rollout.text for _, rollout in flat],
-        "ground_truth": [prompt.ground_truth for prompt, _ in flat],
-        "source": [prompt.source for prompt, _ in flat],
-        "prompt_uid": [prompt.uid for prompt, _ in flat],
-        "extracted": [j.extracted for j in judgements],
-        "correct": experience.correct.tolist(),
-        "process_consistent": [j.process_consistent for j in judgements],
-        "outcome_reward": [j.outcome for j in judgements],
-        "reward": total_reward.tolist(),
-        "contrastive_loss": [None] * len(flat),
-        "contrastive_reward": [0.0] * len(flat),
-        "advantage": advantages.tolist(),
-        "num_tokens": experience.mask.sum(1).tolist(),
-        "truncated": [rollout.truncated for _, rollout in flat],
-    }
-    if outcome is not None:
-        losses = zip(outcome.loss.tolist(), outcome.valid.tolist(), strict=True)
-        columns["contrastive_loss"] = [loss if valid else None for loss, valid in losses]
-        columns["contrastive_reward"] = outcome.reward.tolist()
-    if parts.config.logging.save_embeddings:
-        vectors = torch.nn.functional.normalize(experience.pooled, dim=1) if outcome is None else outcome.embeddings
-        columns["embedding"] = vectors.to(torch.float16).cpu().numpy()
-    return columns
-
-
 def _write_rollouts(parts: Parts, columns: dict[str, Any], step: int) -> None:
     """Bring the ranks' rows together on rank 0 and write them."""
     gathered = distributed.gather_objects(columns)
     if gathered is None or parts.writer is None:
         return
-    parts.writer.write_rollouts(step, _concatenate(gathered))
-
-
-def _concatenate(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of several ranks, one after the other."""
-    whole: dict[str, Any] = {}
-    for name, first in shares[0].items():
-        if isinstance(first, np.ndarray):
-            whole[name] = np.concatenate([share[name] for share in shares])
-        else:
-            whole[name] = [value for share in shares for value in share[name]]
-    return whole
+    parts.writer.write_rollouts(step, concatenate(gathered))
 
 
 def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ranks: Ranks) -> dict[str, float]:

@@ -9,20 +9,19 @@ death. Layer L2, imports requests and no vLLM.
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import requests
 from transformers import PreTrainedConfig
 
 from clipo_ds.schema import TrainConfig
+from clipo_ds.shared_memory import SHARED_MEMORY, shared_folder
+from clipo_ds.threads import run_beside
 from clipo_ds.types import InputError, Rollout
-from clipo_ds.weight_sync import SHARED_MEMORY, memory_folder
 
 CONNECT_TIMEOUT_S = 10.0
 HOW_TO_START = "start it by `python scripts/serve.py`"
@@ -170,8 +169,8 @@ class ServerClient:
             ServerError: As `call`; so answers a vLLM server that `scripts/serve.py` did not start.
         """
         token = uuid.uuid4().hex
-        with tempfile.TemporaryDirectory(prefix="clipo_ds-", dir=memory_folder()) as folder:
-            probe = Path(folder) / "probe"
+        with shared_folder() as folder:
+            probe = folder / "probe"
             probe.write_text(token)
             body = {"method": "clipo_ds_describe", "kwargs": {"probe": str(probe)}}
             facts = self.call("collective_rpc", body, timeout_s=timeout_s)["results"][0]
@@ -213,10 +212,9 @@ def check_servers(config: TrainConfig, model: PreTrainedConfig, *, on_gpu: bool,
         InputError: In one line, the field, the server, and what would be right.
     """
     clients = connect(config)
-    with ThreadPoolExecutor(len(clients)) as pool:
-        for problem in pool.map(lambda client: _problem_of(client, config, model, on_gpu, sends), clients):
-            if problem is not None:
-                raise InputError(problem)
+    for asked in run_beside([partial(_problem_of, client, config, model, on_gpu, sends) for client in clients]):
+        if (problem := asked.result()) is not None:
+            raise InputError(problem)
 
 
 def _problem_of(

@@ -1,7 +1,7 @@
 """vLLM as a rollout engine, inside the DeepSpeed ranks: one engine a rank, or one a group of ranks.
 
-`check_vllm` finds what cannot work before any weight is loaded, `build_vllm_engine` makes the engine of a run. Layer
-L2; vLLM itself is imported inside functions, since it is optional and takes seconds.
+`clipo_ds.vllm_checks` finds what cannot work before any weight is loaded, `build_vllm_engine` makes the engine of a
+run. Layer L2; vLLM itself is imported inside functions, since it is optional and takes seconds.
 
 How it is held together: `external_launcher` makes vLLM a guest of the processes that the launcher started, with its
 scheduler in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`). With tensor parallelism every rank of a group is given
@@ -11,7 +11,6 @@ the same requests in the same order, the group's prompts one after the other, an
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
 import random
@@ -20,29 +19,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PreTrainedTokenizerBase
 
 from clipo_ds.distributed import Ranks
 from clipo_ds.generation import check_arguments, raise_wrong_weights
-from clipo_ds.models import base_folder, read_generation_config, stop_token_ids, weight_shapes
+from clipo_ds.models import base_folder, weight_shapes
 from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Group, InputError, Prompt, Rollout
+from clipo_ds.types import Group, Prompt, Rollout
+from clipo_ds.vllm_room import VllmRoom
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-GIB = 1024**3
 MIN_BATCHED_TOKENS = 8192
 """Tokens of one of vLLM's batches, at least. On a CPU it cannot take back the random numbers of a prompt that was
 prefilled in part ("CPU Generator does not use offset"), and a seeded request in a prefill over several steps kills the
 engine: prompts are prefilled whole there, and a batch must hold the longest."""
-BLOCK_TOKENS = 128  # the CPU's KV cache is handed out in blocks of so many tokens
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM has room for
 
 
@@ -54,7 +50,8 @@ class VllmEngine:
 
     Args:
         folder: Model folder or Hub id; only configuration is read from it, unless `lora_rank` is given.
-        tokenizer: Decodes responses; names the stop tokens together with the model's generation config.
+        tokenizer: Decodes responses.
+        stop_ids: Tokens that end a response.
         dtype: Precision of the weights, `float32` or `bfloat16`.
         max_model_len: Longest prompt and response together, tokens.
         max_sequences: Rollouts decoded at once.
@@ -64,7 +61,6 @@ class VllmEngine:
         tensor_parallel: Consecutive ranks that hold this engine together; all of them make it.
         sleep: Let `sleep` free the device's memory.
         lora_rank: Hold the base weights that are in `folder`, for adapters of at most this rank.
-        stop_ids: Tokens that end a response; None takes those that model and tokenizer name.
         trust_remote_code: Let model code that comes with the weights run.
     """
 
@@ -72,6 +68,7 @@ class VllmEngine:
         self,
         folder: str,
         tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Iterable[int],
         *,
         dtype: str,
         max_model_len: int,
@@ -82,19 +79,16 @@ class VllmEngine:
         tensor_parallel: int = 1,
         sleep: bool = False,
         lora_rank: int | None = None,
-        stop_ids: Iterable[int] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
-        if stop_ids is None:
-            stop_ids = stop_token_ids(tokenizer, read_generation_config(folder, trust_remote_code=trust_remote_code))
         self.stop_ids = frozenset(stop_ids)
         self._shapes = weight_shapes(folder, trust_remote_code=trust_remote_code)
         self._tensor_parallel = tensor_parallel
         self._sleeps = sleep
         self._adapter: LoRARequest | None = None
-        _set_environment()
+        set_environment()
         from vllm import LLM
 
         options: dict[str, Any] = {}
@@ -102,6 +96,9 @@ class VllmEngine:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(lora_rank)}
         if not torch.cuda.is_available():
             batched = max(MIN_BATCHED_TOKENS, max_model_len, max_sequences)
+            if lora_rank is not None:
+                # For every token of a batch vLLM's adapters on a CPU copy both factors, gigabytes where it is large.
+                batched = max_model_len + max_sequences
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched}
         with _process_state_kept():
             self._llm = LLM(
@@ -277,141 +274,33 @@ class VllmAdapterEngine(VllmEngine):
 # -- a run's engine ----------------------------------------------------------------------------------------------------
 
 
-def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longest_prompt: int) -> None:
-    """Check that vLLM can sample from a model as configured, without loading it.
-
-    Raises:
-        InputError: vLLM is not installed or does not know the architecture or head size, the ranks do not make whole
-            tensor-parallel groups, or the KV cache cannot hold one sequence.
-    """
-    options = config.rollout.vllm
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError(
-            "`rollout.engine` must be transformers where vLLM is not installed, got 'vllm'; install it with "
-            "`pip install vllm==0.32.0`, or `make setup` for a machine without a GPU"
-        )
-    if ranks.world_size % options.tensor_parallel:
-        raise InputError(
-            f"`rollout.vllm.tensor_parallel` must divide the number of ranks ({ranks.world_size}), "
-            f"got {options.tensor_parallel}"
-        )
-    if options.tensor_parallel > 1 and ranks.device.type == "cpu":
-        # vLLM 0.32 names the shared memory of a CPU group after "env://", which is no name that a system takes.
-        raise InputError(f"`rollout.vllm.tensor_parallel` must be 1 on a CPU, got {options.tensor_parallel}")
-    text = model.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    if heads % options.tensor_parallel:
-        raise InputError(
-            f"`rollout.vllm.tensor_parallel` must divide the model's {heads} attention heads, "
-            f"got {options.tensor_parallel}"
-        )
-    if options.lora == "adapter" and (Path(config.model.path) / "adapter_config.json").exists():
-        raise InputError(
-            f"`rollout.vllm.lora` must be merged for a model.path that is an adapter itself, got 'adapter' for "
-            f"{config.model.path!r}"
-        )
-    context, longest = context_length(config, longest_prompt), longest_prompt + config.longest_response
-    limit = getattr(text, "max_position_embeddings", None)
-    if limit is not None and context > limit:
-        raise InputError(f"`rollout.vllm.max_model_len` must be at most the model's context of {limit}, got {context}")
-    if context < longest:
-        raise InputError(
-            f"`rollout.vllm.max_model_len` must be null or at least {longest} for a prompt of {longest_prompt} tokens "
-            f"(training or test data) and {config.longest_response} new ones, got {context}"
-        )
-    cache = kv_cache_bytes(config, model, ranks, longest_prompt)
-    needed = _bytes_per_token(config, model) * _whole_blocks(context)
-    if cache is not None and cache < needed:
-        raise InputError(
-            f"`rollout.vllm.kv_cache_gb` must be at least {math.ceil(needed / GIB * 1000) / 1000:g} for one sequence "
-            f"of {context} tokens (rollout.vllm.max_model_len), got {cache / GIB:.3g}"
-        )
-    _set_environment()
-    from vllm import ModelRegistry
-
-    # A configuration that was never saved names no architecture.
-    names = model.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.model_type, model.model_type)]
-    if not set(names) & set(ModelRegistry.get_supported_archs()):
-        raise InputError(
-            f"`rollout.engine` must be transformers for a model that vLLM does not know, got 'vllm' for "
-            f"{config.model.path!r}, a {' or '.join(names)}"
-        )
-    if ranks.device.type == "cpu":
-        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-        sizes = CPUAttentionBackend.get_supported_head_sizes()
-        if _head_size(model) not in sizes:
-            raise InputError(
-                f"`rollout.engine` must be transformers for this model on a CPU, got 'vllm', whose CPU attention wants "
-                f"heads of size {', '.join(map(str, sizes))}, and {config.model.path!r} has {_head_size(model)}"
-            )
-
-
 def build_vllm_engine(
     config: TrainConfig,
     folder: str,
     tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedConfig,
+    stop_ids: Iterable[int],
     ranks: Ranks,
-    longest_prompt: int,
+    room: VllmRoom,
 ) -> VllmEngine:
-    """The engine of a run; called by all ranks."""
+    """The engine of a run that `check_vllm` has found possible; called by all ranks."""
     options = config.rollout.vllm
     on_cpu = ranks.device.type == "cpu"
     adapter = options.lora == "adapter" and config.model.lora is not None
     return (VllmAdapterEngine if adapter else VllmEngine)(
         folder,
         tokenizer,
+        stop_ids,
         dtype=config.sampler_dtype,
-        max_model_len=context_length(config, longest_prompt),
+        max_model_len=room.max_model_len,
         max_sequences=config.rollout.max_sequences,
-        kv_cache_bytes=kv_cache_bytes(config, model, ranks, longest_prompt),
+        kv_cache_bytes=room.kv_cache_bytes,
         memory_share=options.memory_share,
         eager=on_cpu if options.eager is None else options.eager,
         tensor_parallel=options.tensor_parallel,
-        sleep=options.sleep and not on_cpu,
+        sleep=config.sampler_sleeps and not on_cpu,
         lora_rank=config.model.lora.rank if adapter else None,
         trust_remote_code=config.model.trust_remote_code,
     )
-
-
-def context_length(config: TrainConfig, longest_prompt: int) -> int:
-    """Longest sequence that the engine of a run has room for, in tokens."""
-    longest = max(longest_prompt, config.data.max_prompt_tokens) + config.longest_response
-    return config.rollout.vllm.max_model_len or longest
-
-
-def kv_cache_bytes(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longest_prompt: int) -> int | None:
-    """Size of a rank's KV cache, or None where vLLM is to work it out from the share of a GPU's memory."""
-    options = config.rollout.vllm
-    if options.kv_cache_gb is not None:
-        return int(options.kv_cache_gb * GIB)
-    if ranks.device.type != "cpu":
-        return None
-    prompts = math.ceil(config.rollout.prompts_per_step / ranks.world_size) * options.tensor_parallel
-    sequences = min(config.rollout.max_sequences, prompts * config.rollout.group_size)
-    # One more: vLLM keeps a block for itself.
-    wanted = (sequences + 1) * _whole_blocks(context_length(config, longest_prompt)) * _bytes_per_token(config, model)
-    beside = int(os.environ.get("LOCAL_SIZE", ranks.world_size))  # ranks on this machine
-    return int(min(wanted, psutil.virtual_memory().available * options.memory_share / beside))
-
-
-def _bytes_per_token(config: TrainConfig, model: PreTrainedConfig) -> int:
-    """Bytes of keys and values that one token takes in this rank's cache."""
-    text = model.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    own_heads = math.ceil(heads / config.rollout.vllm.tensor_parallel)
-    size = torch.finfo(getattr(torch, config.sampler_dtype)).bits // 8
-    return text.num_hidden_layers * own_heads * _head_size(model) * 2 * size
-
-
-def _head_size(model: PreTrainedConfig) -> int:
-    text = model.get_text_config(decoder=True)
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
-def _whole_blocks(tokens: int) -> int:
-    return math.ceil(tokens / BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def _room_for(rank: int) -> int:
@@ -421,7 +310,7 @@ def _room_for(rank: int) -> int:
 # -- vLLM as a guest ---------------------------------------------------------------------------------------------------
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """What vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -12,17 +12,19 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from clipo_ds import distributed
 from clipo_ds.distributed import Ranks
 from clipo_ds.generation import check_arguments
+from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
+from clipo_ds.threads import run_beside
 from clipo_ds.types import Group, Prompt, Rollout, SamplerLost
 from clipo_ds.vllm_client import SamplingRequest, ServerClient, ServerDied, ServerError, ServerLate, connect
 from clipo_ds.vllm_transfer import FileTransfer, NcclTransfer, Transfer, send_weights
@@ -130,19 +132,21 @@ class VllmServerEngine:
         if not prompts:
             return []
         request = SamplingRequest(group_size, max_new_tokens, temperature, top_p, top_k, self._stop_ids)
-        pool = ThreadPoolExecutor(max(1, self.max_sequences // group_size))
+        # vLLM seeds the rollouts of a request with the numbers that follow the first one's.
+        calls = [
+            partial(self._sample, place, prompt, request, rollout_seed(seed, prompt.uid, 0))
+            for place, prompt in enumerate(prompts)
+        ]
+        waiting = run_beside(calls, max(1, self.max_sequences // group_size))
         try:
-            waiting = [
-                pool.submit(self._sample, place, prompt, request, _seed(seed, prompt.uid))
-                for place, prompt in enumerate(prompts)
-            ]
             wait(waiting, return_when=FIRST_EXCEPTION)
             failed = next((f.exception() for f in waiting if f.done() and f.exception() is not None), None)
             if failed is not None:
                 raise failed
             sampled = [future.result() for future in waiting]
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in waiting:
+                future.cancel()
         self._check_versions()
         return [Group(prompt, self._with_texts(rollouts)) for prompt, rollouts in zip(prompts, sampled, strict=True)]
 
@@ -190,6 +194,9 @@ class VllmServerEngine:
 
     def wake(self) -> None:
         """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do: a connection is one request's own and ends with it, or with the process."""
 
     def _send(self, weights: Iterable[tuple[str, Tensor]], version: str) -> None:
         if not self.living:
@@ -262,8 +269,3 @@ class VllmServerEngine:
     def _with_texts(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
         texts = self.tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)
         return tuple(replace(rollout, text=text) for rollout, text in zip(rollouts, texts, strict=True))
-
-
-def _seed(seed: int, uid: int) -> int:
-    """The seed of a prompt's first rollout; below 2^62, to which vLLM adds the rollout's number."""
-    return int(np.random.SeedSequence((seed, uid)).generate_state(1, np.uint64)[0] >> np.uint64(2))

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import functools
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipo_ds.network import free_port
+from clipo_ds.shared_memory import shared_folder
+from clipo_ds.threads import run_beside
 from clipo_ds.vllm_client import ServerClient, ServerDied, ServerError
-from clipo_ds.weight_sync import memory_folder
 
 PIECE_BYTES = 256 * 1024**2
 """Most bytes of weights that are on their way at once; a single larger weight goes alone."""
@@ -30,6 +29,7 @@ MARGIN_BYTES = 16 * 1024**2
 POLL_S = 0.002
 
 Piece = list[tuple[str, Tensor]]
+Group = TypeVar("Group")
 
 
 class Deadline:
@@ -50,6 +50,10 @@ class Failures(Exception):
     def __init__(self, errors: Mapping[str, Exception]) -> None:
         super().__init__("; ".join(str(error) for error in errors.values()))
         self.errors = dict(errors)  # by URL
+
+    def of_all(self, clients: Sequence[ServerClient]) -> Failures:
+        """The same where servers wait for each other, so that what stops one stops all."""
+        return Failures({client.url: self.errors.get(client.url, self) for client in clients})
 
 
 class Transfer(Protocol):
@@ -113,15 +117,12 @@ def on_all(clients: Sequence[ServerClient], action: Callable[[ServerClient], obj
         Failures: It went wrong on some of them; it was done on all.
     """
     errors: dict[str, Exception] = {}
-
-    def guarded(client: ServerClient) -> None:
+    running = run_beside([functools.partial(action, client) for client in clients])
+    for client, future in zip(clients, running, strict=True):
         try:
-            action(client)
+            future.result()
         except (ServerDied, ServerError) as error:
             errors[client.url] = error
-
-    with ThreadPoolExecutor(len(clients)) as pool:
-        list(pool.map(guarded, clients))
     if errors:
         raise Failures(errors)
 
@@ -170,11 +171,11 @@ class FileTransfer:
             Failures: As `on_all`.
             OSError: The memory does not hold the file.
         """
-        with tempfile.TemporaryDirectory(prefix="clipo_ds-", dir=memory_folder()) as folder:
+        with shared_folder() as folder:
             size, free = sum(tensor.nbytes for _, tensor in piece), shutil.disk_usage(folder).free
             if free < size + MARGIN_BYTES:  # writing into memory that is full ends the process
                 raise OSError(f"{folder} must have room for a piece of {size:,} bytes, got {free:,} bytes free")
-            path = str(Path(folder) / "weights.safetensors")
+            path = str(folder / "weights.safetensors")
             save_file({name: tensor.cpu() for name, tensor in piece}, path)
             body = {"update_info": {"path": path, "last": last}}
             on_all(clients, lambda client: client.call("update_weights", body, timeout_s=deadline.left()))
@@ -196,9 +197,17 @@ class NcclTransfer:
         self._group: Any = None
 
     def prepare(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
-        """Make the group anew where other servers are left than it was made of; vLLM refuses that in an update."""
+        """Make the group anew where other servers are left than it was made of; vLLM refuses that in an update.
+
+        Raises:
+            Failures: Of all servers: one of them refused or the group does not come about in time, and the others are
+                caught in it.
+        """
         if self._members != [client.url for client in clients]:
-            self._join(clients, deadline)
+            try:
+                self._join(clients, deadline)
+            except Failures as failures:
+                raise failures.of_all(clients) from None
 
     def send(self, clients: Sequence[ServerClient], piece: Piece, *, last: bool, deadline: Deadline) -> None:
         """Announce one piece to all servers and broadcast its weights while they receive.
@@ -215,28 +224,28 @@ class NcclTransfer:
         try:
             self._broadcast(clients, piece, {"update_info": info}, deadline)
         except Failures as failures:
-            raise Failures({client.url: failures.errors.get(client.url, failures) for client in clients}) from None
+            raise failures.of_all(clients) from None
 
     def _broadcast(
         self, clients: Sequence[ServerClient], piece: Piece, body: Mapping[str, Any], deadline: Deadline
     ) -> None:
-        with _Beside(
-            lambda: on_all(clients, lambda client: client.call("update_weights", body, timeout_s=deadline.left()))
-        ) as receiving:
-            stream = torch.cuda.current_stream()
-            for _, tensor in piece:
-                self._group.broadcast(tensor, src=0, stream=stream)
-            sent = torch.cuda.Event()
-            sent.record(stream)
-            # Asked again and again: a broadcast to a server that died would block for ever.
-            while not sent.query():
-                if receiving.done() and (failure := receiving.exception()) is not None:
-                    raise failure
-                if deadline.left() <= POLL_S:
-                    late = ServerDied(f"the servers did not receive the weights within {deadline.limit_s:.0f} s")
-                    raise Failures({client.url: late for client in clients})
-                time.sleep(POLL_S)
-            receiving.result()
+        def receive(client: ServerClient) -> None:
+            client.call("update_weights", body, timeout_s=deadline.left())
+
+        (receiving,) = run_beside([lambda: on_all(clients, receive)])
+        stream = torch.cuda.current_stream()
+        for _, tensor in piece:
+            self._group.broadcast(tensor, src=0, stream=stream)
+        sent = torch.cuda.Event()
+        sent.record(stream)
+        # Asked again and again: a broadcast to a server that died would block for ever.
+        while not sent.query():
+            if receiving.done() and (failure := receiving.exception()) is not None:
+                raise failure
+            if deadline.left() <= POLL_S:
+                raise _late(clients, "did not receive the weights", deadline)
+            time.sleep(POLL_S)
+        receiving.result()
 
     def _join(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
@@ -248,33 +257,39 @@ class NcclTransfer:
         for client in clients:
             offsets[client.url] = total
             total += self._world_sizes[client.url]
-        meeting = {"master_address": get_ip(), "master_port": _free_port(), "world_size": total, "packed": False}
+        meeting = {"master_address": get_ip(), "master_port": free_port(host=""), "world_size": total, "packed": False}
 
         def invite(client: ServerClient) -> None:
             body = {"init_info": {**meeting, "rank_offset": offsets[client.url]}}
             client.call("init_weight_transfer_engine", body, timeout_s=deadline.left())
 
-        with _Beside(lambda: on_all(clients, invite)) as joining:
-            self._group = trainer_init(meeting)
-            joining.result()
+        device = torch.cuda.current_device()
+
+        def join() -> Any:
+            with torch.cuda.device(device):  # a new thread is on the first GPU
+                return trainer_init(meeting)
+
+        inviting, joining = run_beside([lambda: on_all(clients, invite), join])
+        self._group = await_group(joining, inviting, clients, deadline)
         self._members = [client.url for client in clients]
 
 
-class _Beside:
-    """Runs something in a thread beside the block; a block that fails does not wait for it."""
+def await_group(
+    joining: Future[Group], inviting: Future[None], clients: Sequence[ServerClient], deadline: Deadline
+) -> Group:
+    """The group that the trainer joins while it invites the servers: either side waits for the other for ever.
 
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-        self._pool = ThreadPoolExecutor(1)
+    Raises:
+        Failures: As `on_all`, or of all servers: the group did not come about in time.
+    """
+    done, not_done = wait([joining, inviting], timeout=deadline.left(), return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    if not_done:
+        raise _late(clients, "did not join the trainer's NCCL group", deadline)
+    return joining.result()
 
-    def __enter__(self) -> Future[None]:
-        return self._pool.submit(self._action)
 
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def _late(clients: Sequence[ServerClient], what: str, deadline: Deadline) -> Failures:
+    late = ServerDied(f"the servers {what} within {deadline.limit_s:.0f} s")
+    return Failures({client.url: late for client in clients})

@@ -8,11 +8,8 @@ group; a LoRA update is added to a float32 temporary and never to the base weigh
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -22,11 +19,11 @@ from torch import Tensor, nn
 
 from clipo_ds import distributed
 from clipo_ds.generation import AdapterEngine, RolloutEngine
+from clipo_ds.shared_memory import shared_folder
 from clipo_ds.types import SamplerLost
 
 logger = logging.getLogger(__name__)
 
-SHARED_MEMORY = Path("/dev/shm")
 DEFAULT_BYTE_BUDGET = 512 * 1024**2
 
 
@@ -105,9 +102,9 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
     try:
         if weights is not None:
             state = {name: weight.cpu().clone() for name, weight in weights}
-            with tempfile.TemporaryDirectory(prefix="clipo_ds-", dir=memory_folder()) as folder:
+            with shared_folder() as folder:
                 model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-                engine.load_adapter(Path(folder))
+                engine.load_adapter(folder)
         else:
             weights = iterate_weights(model, byte_budget=byte_budget)
             engine.load_weights(weights)
@@ -117,11 +114,6 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
     for _ in weights:
         failure = failure or SamplerLost("the rollout engine did not take all weights of the policy")
     distributed.raise_everywhere(failure)
-
-
-def memory_folder() -> Path | None:
-    """Where files for a sampler are made: in memory, or among temporary files where there is no such place."""
-    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
 def _list_weights(model: nn.Module) -> list[_Weight]:

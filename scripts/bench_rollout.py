@@ -33,7 +33,7 @@ def measure(name: str) -> dict[str, float]:
     began = time.perf_counter()
     if name == "vllm":
         engine = VllmEngine(
-            folder, tokenizer, dtype="float32", max_model_len=256, kv_cache_bytes=1024**3, stop_ids=[]
+            folder, tokenizer, stop_ids=[], dtype="float32", max_model_len=256, kv_cache_bytes=1024**3
         )  # fmt: skip
     else:
         engine = TransformersEngine(load_causal_lm(folder, dtype="float32"), tokenizer, stop_ids=[])

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clipo_ds.network import free_port
+
 ROOT = Path(__file__).parents[1]
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
 RANK_FACTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -33,15 +35,6 @@ SMALL = [
     "--logging.show_every=2",
     "--evaluation.every=null",
 ]
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(script: str, *arguments: str, ranks: int | None = None) -> subprocess.Popen[str]:

@@ -28,15 +28,24 @@ class Server:
         self.port = quiet_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        variables = os.environ | {
+        self._command = [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments, f"--port={self.port}"]
+        self._environment = os.environ | {
             "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
             **environment,
         }  # fmt: skip
-        with log.open("wb") as out:
+        self._start()
+
+    def _start(self) -> None:
+        with self._log.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "scripts" / "serve.py"), *arguments, f"--port={self.port}"],
-                cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                self._command,
+                cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+
+    def revive(self) -> None:
+        """Start it again where it was killed."""
+        if self._process.poll() is not None:
+            self._start()
 
     def wait(self) -> None:
         """Until it answers."""

@@ -63,6 +63,13 @@ def test_a_recipe_may_use_dotted_names(tmp_path: Path) -> None:
     assert config.contrastive == ContrastiveConfig(temperature=0.1)
 
 
+def test_vllm_sleeps_and_a_replica_of_transformers_stays_unless_one_field_says_otherwise() -> None:
+    assert not load_config("demo").sampler_sleeps
+    assert load_config("demo", ["--rollout.sleep=true"]).sampler_sleeps
+    assert load_config("demo", ["--rollout.engine=vllm"]).sampler_sleeps
+    assert not load_config("demo", ["--rollout.engine=vllm", "--rollout.sleep=false"]).sampler_sleeps
+
+
 def test_null_switches_an_optional_section_off() -> None:
     assert load_config("demo", ["--contrastive", "null"]).contrastive is None
     assert load_config("smollm2_cpu", ["--model.lora", "null"]).model.lora is None

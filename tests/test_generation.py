@@ -274,6 +274,16 @@ def test_an_engine_without_an_accelerator_sleeps_and_wakes_without_effect() -> N
     assert tokens(engine.generate(prompts, 2, max_new_tokens=4, seed=0)) == before
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("sleep", "asleep"), [(False, "cuda"), (True, "cpu")])
+def test_a_replica_on_a_gpu_leaves_it_only_where_it_was_told_to_sleep(sleep: bool, asleep: str) -> None:
+    engine = TransformersEngine(make_model(CONFIGS["llama"]).cuda(), TOKENIZER, sleep=sleep)
+    engine.sleep()
+    assert engine.model.device.type == asleep
+    engine.wake()
+    assert engine.model.device.type == "cuda"
+
+
 def test_no_prompts_give_no_groups() -> None:
     assert make_engine().generate([], 4, max_new_tokens=4, seed=0) == []
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipo_ds import distributed, trainer, vllm_engine
 from clipo_ds.config import load_config
 from clipo_ds.generation import TransformersEngine
-from clipo_ds.parity import check_after_sync, check_parity, parity_limits
+from clipo_ds.parity import check_after_sync, check_parity, likely_causes, parity_limits
 from clipo_ds.records import open_run
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError
@@ -57,7 +57,7 @@ def test_only_what_is_above_a_limit_stops_and_the_message_says_where_to_look() -
     check_parity(half, measured(0.49, 0.049))
     with pytest.raises(MismatchError, match=r"mismatch/max_abs = 0.51 is above rollout.parity.max_abs = 0.5: sampler"):
         check_parity(half, measured(0.51))
-    with pytest.raises(MismatchError, match=r"mean_abs = 0.06 .* sync .* lm_head.weight .* adapter .* prefix cache"):
+    with pytest.raises(MismatchError, match=r"mean_abs = 0.06 .* likeliest first: a weight sync .* round bfloat16"):
         check_parity(half, measured(0.1, 0.06))
 
 
@@ -78,11 +78,37 @@ def test_importance_weights_are_on_for_vllm_and_off_by_one_field() -> None:
     assert config("--objective.importance_cap=3").importance_cap == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "first", "impossible"),
+    [
+        ([], "a weight sync that was skipped", ["lm_head", "LoRA", "prefix cache", "server", "dtype", "top_p"]),
+        (["--rollout.engine=vllm"], "tied embeddings whose lm_head.weight", ["LoRA", "server", "dtype", "top_p"]),
+        (["--model.lora.rank=4"], "a LoRA adapter that was not merged", ["lm_head", "rollout.vllm.lora", "server"]),
+        (
+            ["--model.lora.rank=4", "--rollout.engine=vllm", "--rollout.vllm.lora=adapter"],
+            "a LoRA adapter that never reached the sampler (rollout.vllm.lora adapter)",
+            ["lm_head", "merged", "server"],
+        ),
+        (["--rollout.dtype=bfloat16"], "rollout.dtype bfloat16 beside model.dtype float32", ["lm_head", "LoRA"]),
+        (
+            ["--rollout.engine=vllm_server", "--rollout.server.urls=http://h:1", "--model.lora.rank=4"],
+            "a LoRA adapter that was not merged",
+            ["lm_head", "rollout.vllm.lora"],
+        ),
+    ],
+)
+def test_causes_are_those_that_the_run_can_have(flags: list[str], first: str, impossible: list[str]) -> None:
+    causes = likely_causes(config(*flags), tied_head=True)
+    assert causes[0].startswith(first)
+    assert [word for word in impossible if word in "; ".join(causes)] == []
+    assert any("sync that was skipped" in cause for cause in causes)
+
+
 # -- sabotage ----------------------------------------------------------------------------------------------------------
 
 
 def stopped(run_dir: Path, *flags: str) -> str:
-    """Train, and give the message with which the probe stopped the run at its second step."""
+    """Train until the probe stops the run at its second step, and give the causes that it names."""
     with pytest.raises(MismatchError) as caught:
         trainer.train(config(*flags, f"--run_dir={run_dir}"))
     distributed.stop()
@@ -92,7 +118,7 @@ def stopped(run_dir: Path, *flags: str) -> str:
     run = open_run(run_dir)
     assert len(run.metrics()) == 1  # the second step changed nothing and counts for nothing
     assert run.rollouts(step=2).num_rows == 32
-    return message
+    return message.partition("the likeliest first: ")[2]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -112,8 +138,8 @@ def test_a_stale_tied_head_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         vllm_engine.VllmEngine, "load_weights", lambda engine, weights: load(engine, stale_head(weights))
     )
-    message = stopped(tmp_path / "run", "--rollout.engine=vllm")
-    assert "tied embeddings" in message and first["lm_head.weight"].shape == torch.Size([18, 64])
+    assert stopped(tmp_path / "run", "--rollout.engine=vllm").startswith("tied embeddings whose lm_head.weight")
+    assert first["lm_head.weight"].shape == torch.Size([18, 64])
 
 
 @pytest.mark.vllm
@@ -126,7 +152,7 @@ def test_a_dropped_adapter_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(vllm_engine.VllmAdapterEngine, "load_adapter", drop)
     flags = ["--rollout.engine=vllm", "--rollout.vllm.lora=adapter", "--model.lora.rank=8"]
-    assert "a LoRA adapter that never reached the sampler" in stopped(tmp_path / "run", *flags)
+    assert stopped(tmp_path / "run", *flags).startswith("a LoRA adapter that never reached the sampler")
 
 
 def test_a_merge_that_forgets_the_adapter_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +162,7 @@ def test_a_merge_that_forgets_the_adapter_is_caught(tmp_path: Path, monkeypatch:
         load(engine, ((name, first.setdefault(name, tensor.clone())) for name, tensor in weights))
 
     monkeypatch.setattr(TransformersEngine, "load_weights", without_adapter)
-    assert "adapter" in stopped(tmp_path / "run", "--model.lora.rank=8")
+    assert stopped(tmp_path / "run", "--model.lora.rank=8").startswith("a LoRA adapter that was not merged")
 
 
 @pytest.mark.parametrize("gap", [2e-3, math.nan])

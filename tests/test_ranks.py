@@ -1,13 +1,14 @@
-"""Two ranks with unequal work under ZeRO-3: nobody waits for ever, and the gradient is that of the rows there are."""
+"""Two ranks with unequal work under ZeRO-3, or of which one fails: nobody waits for ever."""
 
 from __future__ import annotations
 
 import os
 import time
 
+import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from launching import free_port
+from launching import SMALL, free_port, metrics, run
 from small_policy import make_batch, make_policy, save_model
 
 from clipo_ds import distributed
@@ -50,3 +51,27 @@ def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):
     first, second = (torch.load(tmp_path / f"norms_{rank}.pt") for rank in (0, 1))
     assert first == second
     assert [norm == 0 for norm in first] == [letter == "p" for letter in COURSE]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("generate", "error: rank 1 alone: not finite"),
+        ("load_weights", "error: rank 1 alone: no room for weights; stopped after step 2 of 4; go on with --resume"),
+    ],
+)
+def test_when_one_rank_fails_all_of_them_stop_with_one_line(tmp_path, monkeypatch, method, words):
+    monkeypatch.setenv("FAILS_IN", method)
+    monkeypatch.setenv("FAILS_IN_FOLDER", str(tmp_path))
+    folder = tmp_path / "run"
+    settings = [*SMALL, "--ds_config=ds_configs/zero3_cpu.json", "--steps=4", f"--run_dir={folder}"]
+    done = run("../tests/failing_rank.py", *settings, ranks=2)
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if "rank 1 alone" in line] == [
+        line for line in done.stderr.splitlines() if line.startswith(words)
+    ]
+    # Nobody was killed by the launcher.
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+    steps = 1 if method == "generate" else 2  # a step whose weights did not go out is whole, and the last
+    assert len(metrics(folder)) == steps
+    assert (folder / "checkpoints" / f"step_{steps:06d}").exists() == (method == "load_weights")

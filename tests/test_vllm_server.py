@@ -6,6 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from subprocess import Popen
 
 import pytest
 import torch
@@ -36,20 +38,28 @@ PROMPTS = [Prompt(uid, "", (4 + uid % 5, 12, 3, 12, 5, 13), "0", "test") for uid
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory) -> Iterator[list[Server]]:
-    """Two servers of the small arithmetic model. The last test kills them."""
+def started(tmp_path_factory) -> Iterator[list[Server]]:
+    """Two servers of the small arithmetic model, on their way."""
     materialise_model("arithmetic", task=load_config("demo", SMALL[1:]).task)
     folder = tmp_path_factory.mktemp("servers")
     # So few tokens a forward that prompts have to wait: in parts, they would kill a CPU server (see serve.CPU_FLAGS).
     few = ["--max-num-batched-tokens=64", "--max-num-seqs=16"]
     started = [Server(folder / f"{number}.log", *SMALL, *few) for number in range(2)]
     try:
-        for server in started:
-            server.wait()
         yield started
     finally:
         for server in started:
             server.kill()
+
+
+@pytest.fixture
+def servers(started) -> list[Server]:
+    """The two, running, also after a test that kills them."""
+    for server in started:
+        server.revive()
+    for server in started:
+        server.wait()
+    return started
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +225,27 @@ def test_a_run_trains_on_what_servers_sample(servers, tmp_path, async_steps):
     assert list(files_left()) == []
 
 
+def test_dynamic_sampling_replaces_groups_of_a_batch_that_was_sampled_ahead(servers, tmp_path):
+    run = tmp_path / "run"
+    urls = ",".join(server.url for server in servers)
+    train(
+        *SMALL, CPU, "--steps=3", f"--run_dir={run}", "--rollout.engine=vllm_server",
+        f"--rollout.server.urls=[{urls}]", "--rollout.async_steps=1", "--objective.dynamic_sampling=true",
+        "--optimizer.learning_rate=1e-3",
+    )  # fmt: skip
+    rows = metrics(run)
+    assert [row["rollout/staleness"] for row in rows] == [0, 1, 1]
+    assert all(row["mismatch/after_sync"] < 1e-3 for row in rows)
+    assert max(row["sampling/rounds"] for row in rows[1:]) > 1  # a batch from ahead was not enough
+    drawn = []
+    for row in rows:
+        table = open_run(run).rollouts(step=row["step"], columns=["group", "correct", "prompt_uid"]).to_pandas()
+        shares = table.groupby("group")["correct"].mean()
+        assert row["sampling/rounds"] == 4 or shares.between(0, 1, inclusive="neither").all()
+        drawn += list(table["prompt_uid"].unique())
+    assert len(drawn) == len(set(drawn))  # the next batch is drawn after the replacements of this one
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -222,32 +253,55 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def test_killed_servers_are_named_and_the_run_can_be_resumed(servers, tmp_path):
-    """The first death leaves one server, which goes on; the second stops the run with a checkpoint. Runs last."""
-    run = tmp_path / "run"
-
-    def steps() -> int:
-        return len(metrics(run)) if (run / "metrics.jsonl").exists() else 0
-
+def train_until_killed(run: Path, servers: list[Server], *flags: str, ranks: int | None = None) -> Popen[str]:
+    """A run without an end that has made two steps."""
     process = start(
         "train.py", *SMALL, CPU, "--steps=100000", "--logging.show_every=null", f"--run_dir={run}",
-        "--rollout.engine=vllm_server", f"--rollout.server.urls=[{servers[0].url},{servers[1].url}]",
-        "--rollout.server.on_death=continue", "--rollout.async_steps=1", "--objective.importance_cap=2", ranks=2,
+        "--rollout.engine=vllm_server", f"--rollout.server.urls=[{','.join(server.url for server in servers)}]",
+        *flags, ranks=ranks,
     )  # fmt: skip
-    wait_for(lambda: steps() >= 2 or process.poll() is not None)
-    servers[0].kill()
-    reached = steps()
-    wait_for(lambda: steps() >= reached + 3 or process.poll() is not None)
-    servers[1].kill()
+    wait_for(lambda: steps_of(run) >= 2 or process.poll() is not None)
+    return process
+
+
+def last_words(process: Popen[str], run: Path) -> tuple[str, str]:
+    """All that a run without a server wrote, and its one line of error, which names the checkpoint of its last step."""
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert f"{servers[0].url} does not answer" in errors and "it is left out, 1 go on" in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    step = steps()
-    checkpoint = run / "checkpoints" / f"step_{step:06d}"
-    assert servers[1].url in line and "none is left" in line and line.endswith(f"--resume {checkpoint}")
-    assert (checkpoint / "checkpoint.json").exists()
+    checkpoint = run / "checkpoints" / f"step_{steps_of(run):06d}"
+    assert (checkpoint / "checkpoint.json").exists() and line.endswith(f"--resume {checkpoint}")
     assert list(files_left()) == []
+    return errors, line
+
+
+def steps_of(run: Path) -> int:
+    return len(metrics(run)) if (run / "metrics.jsonl").exists() else 0
+
+
+def test_a_server_that_is_killed_stops_the_run_with_a_checkpoint(servers, tmp_path):
+    run = tmp_path / "run"
+    process = train_until_killed(run, servers)
+    servers[1].kill()
+    errors, line = last_words(process, run)
+    assert line.startswith(f"error: vLLM server {servers[1].url} does not answer")
+    assert servers[0].url not in line and "it is left out" not in errors
+
+
+def test_killed_servers_are_named_and_the_run_can_be_resumed(servers, tmp_path):
+    """The first death leaves one server, which goes on; the second stops the run with a checkpoint."""
+    run = tmp_path / "run"
+    overlap = ["--rollout.async_steps=1", "--objective.importance_cap=2"]
+    process = train_until_killed(run, servers, "--rollout.server.on_death=continue", *overlap, ranks=2)
+    servers[0].kill()
+    reached = steps_of(run)
+    wait_for(lambda: steps_of(run) >= reached + 3 or process.poll() is not None)
+    servers[1].kill()
+    errors, line = last_words(process, run)
+    assert f"{servers[0].url} does not answer" in errors and "it is left out, 1 go on" in errors
+    assert servers[1].url in line and "none is left" in line
+    step = steps_of(run)
+    checkpoint = run / "checkpoints" / f"step_{step:06d}"
     # The servers were all that was missing: another sampler takes the run up.
     train(f"--resume={checkpoint}", f"--steps={step + 1}", "--rollout.engine=transformers", "--rollout.server.urls=[]",
           "--rollout.async_steps=0", ranks=2)  # fmt: skip

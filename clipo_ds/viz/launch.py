@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from clipo_ds.network import free_port
 from clipo_ds.records import Run, open_run
 from clipo_ds.viz.tail import last_lines, last_row
 
@@ -227,7 +228,7 @@ def launch(
         if not file.is_file():
             raise FileNotFoundError(f"{what} must be at '{file}', but there is no such file")
     command = [
-        str(launcher), "--num_accelerators", str(num_accelerators), "--master_port", str(_free_port()),
+        str(launcher), "--num_accelerators", str(num_accelerators), "--master_port", str(free_port()),
         str(script), f"--ds_config={config_file}", f"--run_dir={path}",
         *([f"--recipe={_recipe(recipe)}"] if recipe is not None else []),
         *(f"--{key}={_flag(value)}" for key, value in (settings or {}).items()),
@@ -306,9 +307,3 @@ def _recipe(recipe: str) -> str:
 def _flag(value: Any) -> str:
     """A setting as the command line takes it: text as it is, everything else as YAML, which JSON is."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
