@@ -47,6 +47,7 @@ LAYERS: dict[str, list[str]] = {
         "rewards",
         "batching",
         "environment",
+        "record_tables",
         "records",
         "warm_start",
     ],
