@@ -72,8 +72,9 @@ demo: setup  ## Train the built-in arithmetic task on the CPU, fresh run folder 
 	env -u CUDA_VISIBLE_DEVICES DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH" \
 		deepspeed $(LAUNCH) scripts/train.py --ds_config ds_configs/zero3_cpu.json --recipe demo $(ARGS)
 
+# Root is who one is in a container; the server listens on this machine alone, and asks for its token.
 lab: setup  ## Open JupyterLab on the notebooks
-	PATH="$(CURDIR)/$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks --ip=127.0.0.1 --allow-root
 
 dashboard: setup  ## Show a run as a page on this machine:  make dashboard RUN=runs/demo-20261124-080000
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/dashboard.py $(RUN) --notebook $(NOTEBOOK) --port $(PORT)

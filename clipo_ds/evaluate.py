@@ -5,6 +5,7 @@ calls `run_problems` on its share, and `summarise` gets the rows of all:
 
     rows = run_problems(engine, own_prompts, judge, ...)      every rank
     result = summarise("gsm8k", all_rows)                     where the rows were gathered
+    columns = response_columns(all_rows)                      the same, for the run folder
 
 Every figure is a mean over problems, and problems are what is independent: the samples of one problem are not. The
 intervals say so. For a rate r = sum_i a_i / sum_i b_i over P problems they are Wilson's at the effective number of
@@ -35,14 +36,19 @@ from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.types import Group, Prompt
 
 CONFIDENCE = 0.95
+OF_A_PROBLEM = ("uid", "prompt", "ground_truth")
+OF_A_RESPONSE = ("extracted", "correct", "process_consistent", "num_tokens", "truncated")
 
 
 @dataclass(frozen=True)
 class ProblemResult:
-    """The n responses to one problem, judged; small enough to be sent between ranks by the thousand."""
+    """The n responses to one problem, judged."""
 
     uid: int
     source: str
+    prompt: str
+    ground_truth: str
+    responses: tuple[str, ...]  # [n]
     correct: tuple[bool, ...]  # [n]
     extracted: tuple[str | None, ...]  # [n], final answers; None where a response states none
     process_consistent: tuple[bool | None, ...]  # [n], None where no step could be checked
@@ -171,6 +177,14 @@ def summarise(name: str, rows: Sequence[ProblemResult]) -> EvaluationResult:
     )
 
 
+def response_columns(rows: Sequence[ProblemResult]) -> dict[str, list[Any]]:
+    """The rows as the columns of `records.RESPONSE_SCHEMA`, a row a response, problems in the order of their `uid`."""
+    flat = [(row, sample) for row in sorted(rows, key=lambda row: row.uid) for sample in range(len(row.correct))]
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row, _ in flat] for name in OF_A_PROBLEM}
+    columns |= {name: [getattr(row, name)[n] for row, n in flat] for name in OF_A_RESPONSE}
+    return columns | {"sample": [n for _, n in flat], "response": [row.responses[n] for row, n in flat]}
+
+
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Unbiased estimate of the probability that at least one of k samples is right.
 
@@ -264,6 +278,9 @@ def _problem(group: Group, judged: Sequence[Judgement]) -> ProblemResult:
     return ProblemResult(
         uid=group.prompt.uid,
         source=group.prompt.source,
+        prompt=group.prompt.text,
+        ground_truth=group.prompt.ground_truth,
+        responses=tuple(rollout.text for rollout in group.rollouts),
         correct=tuple(j.correct for j in judged),
         extracted=tuple(j.extracted for j in judged),
         process_consistent=tuple(j.process_consistent for j in judged),

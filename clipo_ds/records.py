@@ -3,6 +3,7 @@
     config.yaml  ds_config.json  environment.json      what ran
     metrics.jsonl  evaluations.jsonl                   an object a line, `step` first
     rollouts/step_000012.parquet                       a row a rollout, columns as ROLLOUT_SCHEMA says
+    evaluations/step_000020-NAME.parquet               a row a response to a test set, columns as RESPONSE_SCHEMA says
     checkpoints/step_000100/                           written by `clipo_ds.checkpoint`
 
 Lines are appended with one write, everything else is written beside and renamed, so a reader sees whole things only;
@@ -17,10 +18,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +30,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipo_ds.environment import describe_environment
+from clipo_ds.record_tables import RESPONSE_SCHEMA, ROLLOUT_SCHEMA, embeddings, empty_table, rollout_table
 from clipo_ds.types import InputError
 
 __all__ = [
+    "RESPONSE_SCHEMA",
     "ROLLOUT_SCHEMA",
     "Run",
     "RunWriter",
@@ -40,28 +44,7 @@ __all__ = [
     "open_run",
 ]
 
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("group", pa.int64(), nullable=False),  # rollouts of one prompt in this step share it
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-        pa.field("ground_truth", pa.string(), nullable=False),
-        pa.field("extracted", pa.string()),  # the answer that the verifier found, null for none
-        pa.field("correct", pa.bool_(), nullable=False),
-        pa.field("process_consistent", pa.bool_()),  # null where the text states nothing that can be checked
-        pa.field("reward", pa.float32(), nullable=False),  # all rewards together, the contrastive one included
-        pa.field("contrastive_loss", pa.float32()),  # null for rollouts that are no valid anchor
-        pa.field("contrastive_reward", pa.float32()),  # null in a run without the contrastive term
-        pa.field("advantage", pa.float32(), nullable=False),
-        pa.field("num_tokens", pa.int32(), nullable=False),  # of the response
-        pa.field("truncated", pa.bool_(), nullable=False),
-    ]
-)
-"""Columns of every rollout file. `embedding`, a fixed-size list of float16, follows unless `logging.save_embeddings` is
-off, then whatever else the trainer records."""
-
-METRICS, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "evaluations.jsonl", "rollouts"
+METRICS, EVALUATIONS, ROLLOUTS, RESPONSES = "metrics.jsonl", "evaluations.jsonl", "rollouts", "evaluations"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -120,7 +103,8 @@ class RunWriter:
             if (folder / name).exists():
                 kept = [row for row in _read_jsonl(folder / name) if row["step"] <= step]
                 _write_text(folder / name, "".join(_line(row) for row in kept))
-        for later, file in _rollout_files(folder).items():
+        responses = ((later, file) for later, _, file in _response_files(folder))
+        for later, file in (*_rollout_files(folder).items(), *responses):
             if later > step:
                 file.unlink()
         return cls(folder)
@@ -140,6 +124,17 @@ class RunWriter:
         """Append the result of one evaluation after `step` (0 is before training); values may be nested."""
         self._append(EVALUATIONS, {"step": step, **evaluation})
 
+    def write_responses(self, step: int, data: str, columns: Mapping[str, Sequence[Any]]) -> Path:
+        """Write the responses of one evaluation after `step` on the test set `data`, in place of earlier ones.
+
+        Returns the file; `columns` are those of RESPONSE_SCHEMA.
+        """
+        (self.path / RESPONSES).mkdir(exist_ok=True)
+        file = self.path / RESPONSES / f"step_{step:06d}-{quote(data, safe='')}.parquet"
+        table = pa.Table.from_pydict(dict(columns), schema=RESPONSE_SCHEMA)
+        _write_beside(file, lambda partial: pq.write_table(table, partial, compression="zstd"))
+        return file
+
     def write_rollouts(self, step: int, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
         """Write one step's rollouts.
 
@@ -151,7 +146,7 @@ class RunWriter:
         Raises:
             ValueError: A column is missing, or of another length than the rest.
         """
-        table = _rollout_table(step, columns)
+        table = rollout_table(step, columns)
         (self.path / ROLLOUTS).mkdir(exist_ok=True)
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         _write_beside(
@@ -164,26 +159,6 @@ class RunWriter:
         # Unbuffered: the line reaches the file in one write; at worst a reader finds the last line torn.
         with (self.path / name).open("ab", buffering=0) as file:
             file.write(_line(row).encode())
-
-
-def _rollout_table(step: int, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> pa.Table:
-    length = len(next(iter(columns.values()), []))
-    columns = {"step": [step] * length, **columns}
-    missing = [field.name for field in ROLLOUT_SCHEMA if not field.nullable and field.name not in columns]
-    if missing:
-        raise ValueError(f"`columns` must hold {', '.join(missing)}, got {', '.join(columns)}")
-    for name, values in columns.items():
-        if len(values) != length:
-            raise ValueError(f"`columns` must be of one length ({length}), got {len(values)} values in {name!r}")
-    arrays = {
-        field.name: pa.array(columns[field.name] if field.name in columns else [None] * length, field.type)
-        for field in ROLLOUT_SCHEMA
-    }
-    if "embedding" in columns:
-        embedding = np.ascontiguousarray(columns["embedding"], dtype=np.float16)  # (N, D)
-        arrays["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1])
-    arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
-    return pa.table(arrays)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -205,6 +180,28 @@ class Run:
     def evaluations(self) -> list[dict[str, Any]]:
         """One dict an evaluation and test set, `step` (0 is before training) and `data` among the keys."""
         return _read_jsonl(self.path / EVALUATIONS)
+
+    def response_steps(self) -> dict[str, list[int]]:
+        """The steps after which the responses to a test set were recorded, ascending, by the name of the set."""
+        steps: dict[str, list[int]] = {}
+        for step, data, _ in _response_files(self.path):
+            steps.setdefault(data, []).append(step)
+        return steps
+
+    def responses(self, data: str, step: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The responses to a test set after a step, columns as RESPONSE_SCHEMA says, or those of them that are named.
+
+        Raises:
+            InputError: There are none, or the file is damaged.
+        """
+        files = {number: file for number, name, file in _response_files(self.path) if name == data}
+        if step not in files:
+            have = f"{', '.join(map(str, files)) or 'none'} for {data!r}"
+            raise InputError(f"`step` must be a step with recorded responses ({have}), got {step}")
+        try:
+            return pq.read_table(files[step], columns=None if columns is None else list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"`{files[step]}` must be a whole parquet file: {error}") from error
 
     def rollout_steps(self) -> list[int]:
         """The steps whose rollouts are on disk, ascending."""
@@ -240,7 +237,7 @@ class Run:
                     break
                 raise InputError(f"`{files[number]}` must be a whole parquet file: {error}") from error
         if not tables:
-            return _empty_table(columns)
+            return empty_table(columns)
         unknown = [column for column in columns or () if column not in names]
         if unknown:
             raise InputError(f"`columns` must be of {', '.join(names)}, got {', '.join(unknown)}")
@@ -284,36 +281,19 @@ def open_run(path: str | Path) -> Run:
     )
 
 
-def embeddings(table: pa.Table) -> np.ndarray:
-    """The embeddings of a table of rollouts as one Float16[N, D] array; a row without one is NaN.
-
-    Raises:
-        InputError: The table has none.
-    """
-    if "embedding" not in table.column_names:
-        raise InputError("`table` must have the column embedding (is `logging.save_embeddings` off?), got none")
-    column = table.column("embedding").combine_chunks()
-    if not pa.types.is_fixed_size_list(column.type):
-        return np.full((len(column), 0), np.nan, np.float16)
-    if column.null_count == 0:
-        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-    whole = np.full((len(column), column.type.list_size), np.nan, np.float16)
-    whole[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, whole.shape[1])
-    return whole
-
-
-def _empty_table(columns: Iterable[str] | None) -> pa.Table:
-    known = {field.name: field for field in ROLLOUT_SCHEMA}
-    names = known if columns is None else columns
-    return pa.schema([known.get(name, pa.field(name, pa.null())) for name in names]).empty_table()
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
 def _rollout_files(folder: Path) -> dict[int, Path]:
     files = ((re.fullmatch(r"step_(\d+)\.parquet", f.name), f) for f in (folder / ROLLOUTS).glob("step_*.parquet"))
     return dict(sorted((int(match[1]), file) for match, file in files if match))
+
+
+def _response_files(folder: Path) -> list[tuple[int, str, Path]]:
+    """Step, test set and file, ascending."""
+    files = sorted((folder / RESPONSES).glob("step_*-*.parquet"))
+    parts = ((file.stem.removeprefix("step_").partition("-"), file) for file in files)
+    return [(int(step), unquote(name), file) for (step, _, name), file in parts]
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

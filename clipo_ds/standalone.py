@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +16,10 @@ from clipo_ds import arithmetic
 from clipo_ds.checkpoint import newest_checkpoint
 from clipo_ds.config import load_config
 from clipo_ds.data import load_prompts
-from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
+from clipo_ds.evaluate import EvaluationResult, ProblemResult, response_columns, run_problems, summarise
 from clipo_ds.generation import TransformersEngine
 from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.records import RunWriter
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
@@ -47,6 +50,8 @@ def model_reference(path: str) -> tuple[str, TrainConfig | None]:
 def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     """Score a model on data files as `scripts/evaluate.py` is asked to, one result a file.
 
+    The responses of a run's checkpoint are recorded in the run, in place of earlier ones to the same test set.
+
     Raises:
         InputError: A wrong model, file or number; nothing has been loaded then.
     """
@@ -68,23 +73,22 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     model = load_causal_lm(materialise_model(reference), dtype=dtype, device=device)
     engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences)
     sampled = arguments.samples > 1
+    results = []
     with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens) as judge:
-        return [
-            summarise(
-                name,
-                run_problems(
-                    engine,
-                    prompts[:limit],
-                    judge,
-                    samples=arguments.samples,
-                    temperature=arguments.temperature if sampled else 0.0,
-                    top_p=arguments.top_p if sampled else 1.0,
-                    max_new_tokens=arguments.max_new_tokens,
-                    seed=arguments.seed,
-                ),
+        for name, prompts in tests.items():
+            rows = run_problems(
+                engine,
+                prompts[:limit],
+                judge,
+                samples=arguments.samples,
+                temperature=arguments.temperature if sampled else 0.0,
+                top_p=arguments.top_p if sampled else 1.0,
+                max_new_tokens=arguments.max_new_tokens,
+                seed=arguments.seed,
             )
-            for name, prompts in tests.items()
-        ]
+            _record(reference, name, rows)
+            results.append(summarise(name, rows))
+    return results
 
 
 def export_model(path: str, out: Path, *, adapter: bool, dtype: str | None) -> None:
@@ -112,6 +116,16 @@ def export_model(path: str, out: Path, *, adapter: bool, dtype: str | None) -> N
         load_causal_lm(str(folder), dtype=dtype or config.model.dtype).save_pretrained(partial)
         AutoTokenizer.from_pretrained(folder).save_pretrained(partial)
     partial.rename(out)
+
+
+def _record(reference: str, name: str, rows: Sequence[ProblemResult]) -> None:
+    """Write responses into the run whose checkpoint gave them, if one did and its folder can be written."""
+    checkpoint = Path(reference).resolve().parent
+    run_dir = checkpoint.parent.parent
+    if not (checkpoint / "checkpoint.json").exists() or not os.access(run_dir, os.W_OK):
+        return
+    step = int(checkpoint.name.removeprefix("step_"))
+    logger.info("responses in %s", RunWriter(run_dir).write_responses(step, name, response_columns(rows)))
 
 
 def _run_config(run_dir: Path) -> TrainConfig:

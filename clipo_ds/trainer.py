@@ -28,7 +28,7 @@ from clipo_ds.ahead import gap_after_sync
 from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
-from clipo_ds.evaluate import EvaluationResult, run_problems, summarise
+from clipo_ds.evaluate import EvaluationResult, response_columns, run_problems, summarise
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
 from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.parity import check_after_sync, check_parity
@@ -252,8 +252,10 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
         gathered = distributed.gather_objects(rows)
         if gathered is None:
             continue
-        results[name] = summarise(name, [row for share in gathered for row in share])
+        scored = [row for share in gathered for row in share]
+        results[name] = summarise(name, scored)
         if parts.writer is not None:
+            parts.writer.write_responses(step, name, response_columns(scored))
             parts.writer.write_evaluation(step, results[name].to_dict())
         flat = {f"evaluation/{name}/{key}": value for key, value in results[name].to_dict().items()}
         parts.trackers.log({k: v for k, v in flat.items() if isinstance(v, int | float)}, step)

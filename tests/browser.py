@@ -57,13 +57,14 @@ LAID_OUT = """(view, count) => {
   plots.forEach((plot, number) => {
     const layout = plot._fullLayout, say = what => wrong.push(`figure ${number}: ${what}`);
     if (!plot._fullData?.length && !layout?.annotations?.length) return say('nothing is drawn');
-    if (layout.autosize && layout.width < 0.95 * found.clientWidth)
+    if (layout.autosize && Math.abs(layout.width / found.clientWidth - 0.975) > 0.03)
       say(`${layout.width} px wide, in a view of ${found.clientWidth} px`);
     const box = name => plot.querySelector(name)?.getBoundingClientRect();
     const title = box('.gtitle'), subtitle = box('.gtitle-subtitle'), panel = box('.cartesianlayer .bglayer, .plot');
     if (!title) return;
     const edge = plot.getBoundingClientRect();
     if (title.top < edge.top - 1 || title.right > edge.right + 1) say('its title is cut off');
+    if (subtitle && subtitle.right > edge.right + 1) say('its subtitle is cut off');
     if (subtitle && subtitle.top < title.top + 5) say('its subtitle is over its title');
     const last = subtitle && subtitle.height ? subtitle : title;
     if (last.bottom > edge.top + layout._size.t) say('its title runs into the panels');
@@ -318,12 +319,12 @@ class Browser:
         plot.scroll_into_view_if_needed()
         x, y = plot.evaluate(
             f"""plot => {{
-              const [px, py] = ({where})(plot), box = plot.getBoundingClientRect(), size = plot._fullLayout._size;
+              const [px, py] = ({where})(plot), box = plot.getBoundingClientRect(), {{xaxis, yaxis}} = plot._fullLayout;
               window.__clicked = window.__hovered = null;
               const kept = event => ({{x: event.points[0].x, customdata: event.points[0].customdata}});
               plot.on('plotly_hover', event => {{ window.__hovered = kept(event); }});
               plot.on('plotly_click', event => {{ window.__clicked = kept(event); }});
-              return [box.left + size.l + px, box.top + size.t + py];
+              return [box.left + xaxis._offset + px, box.top + yaxis._offset + py];
             }}"""
         )
         self.page.mouse.move(x - 3, y - 3)

@@ -109,13 +109,17 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_notebook_runs_and_its_figures_are_whole_also_after_a_reload(name, server, browser):
+def test_notebook_runs_and_its_figures_are_whole_also_when_narrow_and_after_a_reload(name, server, browser):
     browser.open(server, put_notebook(f"{name}.ipynb", server.folder))
     browser.run_all()
     for view, count in VIEWS[name].items():
         browser.wait_for_figures(view, count)
         browser.screenshot(f"{name}_{view[7:]}", view)
     browser.screenshot(name)
+    browser.page.set_viewport_size({"width": 1250, "height": 1700})
+    for view, count in VIEWS[name].items():
+        browser.wait_for_figures(view, count)
+    browser.screenshot(f"{name}_narrow")
     browser.reload()
     for view, count in VIEWS[name].items():
         browser.wait_for_figures(view, count)
@@ -171,6 +175,22 @@ def test_points_appear_as_steps_of_a_run_land(server, browser, tmp_path):
     browser.wait_for_figures(view, 4)
     browser.wait_for_curves(view, 5)
     browser.screenshot("03_contrastive_dynamics_live")
+    browser.assert_clean()
+
+
+def test_clusters_take_in_the_steps_of_a_run_as_they_land(server, browser, tmp_path):
+    view, whole = ".clipo-clusters", write_run(tmp_path / "whole", steps=4)
+    path = write_run(tmp_path / "run", steps=2, config={"steps": 4})
+    browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder, f"run = {str(path)!r}"))
+    browser.run_all()
+    browser.wait_for_title(view, "Step 2:")
+    for step in (3, 4):
+        name = f"rollouts/step_{step:06d}.parquet"
+        (whole / name).rename(path / name)
+        RunWriter(path).write_metrics(step, open_run(whole).metrics()[step - 1])
+        browser.wait_for_title(view, f"Step {step}:")
+        browser.wait_for_points(f"{view} .js-plotly-plot", least=24 * step)
+    browser.wait_for_figures(view, 2)
     browser.assert_clean()
 
 

@@ -151,7 +151,12 @@ def test_exported_model_and_evaluation_agree_with_plain_transformers(one_rank, t
     figures = tmp_path / "figures.json"
     done = run("evaluate.py", f"--model={one_rank}", "--max_new_tokens=32", f"--output={figures}")
     assert done.returncode == 0, done.stderr
-    assert {row["data"] for row in json.loads(figures.read_text())} == {"arithmetic", "arithmetic_harder"}
+    scored = {row["data"]: row for row in json.loads(figures.read_text())}
+    assert set(scored) == {"arithmetic", "arithmetic_harder"}
+    for data, row in scored.items():
+        responses = open_run(one_rank).responses(data, 4)
+        assert len(responses) == row["num_problems"]
+        assert sum(responses["correct"].to_pylist()) == round(row["accuracy"] * row["num_problems"])
 
 
 @pytest.mark.slow

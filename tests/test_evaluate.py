@@ -22,10 +22,12 @@ from clipo_ds.evaluate import (
     majority_correct,
     pass_at_k,
     rate,
+    response_columns,
     run_problems,
     summarise,
 )
 from clipo_ds.generation import TransformersEngine
+from clipo_ds.records import RESPONSE_SCHEMA
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import RewardConfig, TaskConfig
 from clipo_ds.warm_start import build_model, build_tokenizer
@@ -44,6 +46,9 @@ def row(
     values = {
         "uid": 0,
         "source": "set",
+        "prompt": "1+1:",
+        "ground_truth": "2",
+        "responses": tuple(f"response {i}" for i in range(n)),
         "correct": tuple(correct),
         "extracted": tuple(extracted or ["1"] * n),
         "process_consistent": tuple(consistent or [None] * n),
@@ -193,6 +198,16 @@ def test_the_table_shows_every_set_whatever_its_number_of_samples() -> None:
     assert math.isclose(stats.binomtest(1, 2).proportion_ci(method="wilson").low, 0.0945, abs_tol=1e-4)
 
 
+def test_the_columns_have_a_row_a_response_in_the_order_of_the_problems() -> None:
+    rows = [row([True, False], consistent=[None, False], uid=5), row([False, True], ["1", None], uid=2)]
+    columns = response_columns(rows)
+    assert columns["uid"] == [2, 2, 5, 5] and columns["sample"] == [0, 1, 0, 1]
+    assert columns["correct"] == [False, True, True, False] and columns["extracted"] == ["1", None, "1", "1"]
+    assert columns["process_consistent"] == [None, None, None, False]
+    assert columns["response"] == ["response 0", "response 1"] * 2
+    assert set(columns) == set(RESPONSE_SCHEMA.names)
+
+
 def make_engine() -> TransformersEngine:
     torch.manual_seed(0)
     return TransformersEngine(build_model(TASK), build_tokenizer())
@@ -202,8 +217,9 @@ def test_a_model_is_sampled_judged_and_summarised() -> None:
     prompts = [p for ps in make_test_prompts(TASK, build_tokenizer()).values() for p in ps]
     with Judge(RewardConfig(), max_new_tokens=12) as judge:
         rows = run_problems(make_engine(), prompts, judge, samples=4, **SAMPLING)
-        assert [r.uid for r in rows] == [p.uid for p in prompts]
-        assert all(len(r.correct) == len(r.num_tokens) == 4 for r in rows)
+        assert [(r.uid, r.prompt, r.ground_truth) for r in rows] == [(p.uid, p.text, p.ground_truth) for p in prompts]
+        assert all(isinstance(text, str) for r in rows for text in r.responses)
+        assert all(len(r.correct) == len(r.num_tokens) == len(r.responses) == 4 for r in rows)
         sources = dict.fromkeys(r.source for r in rows)
         results = [summarise(source, [r for r in rows if r.source == source]) for source in sources]
         assert [(r.name, r.num_problems) for r in results] == [("arithmetic", 3), ("arithmetic_harder", 3)]

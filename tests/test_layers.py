@@ -49,6 +49,7 @@ LAYERS: dict[str, list[str]] = {
         "environment",
         "network",
         "shared_memory",
+        "record_tables",
         "records",
         "warm_start",
     ],

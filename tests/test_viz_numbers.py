@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, silhouette_samples
-from written_run import write_run
+from written_run import write_responses, write_run
 
 from clipo_ds.types import InputError
-from clipo_ds.viz.comparison import curves, evaluation_summary, mean_with_interval, open_arms, wins_and_losses
+from clipo_ds.viz.comparison import curves, evaluation_summary, mean_with_interval, open_arms
 from clipo_ds.viz.frames import open_rollouts
-from clipo_ds.viz.projections import project, subsample
+from clipo_ds.viz.problems import compare_problems, responses_to
+from clipo_ds.viz.projections import project, subsample, turned_like
 from clipo_ds.viz.separation import FIGURES, probe_auc, separation, separation_course, silhouettes
 
 
@@ -64,6 +66,12 @@ def test_a_subsample_is_whole_groups_of_the_same_prompts_in_every_step(tmp_path)
     assert project(table, max_points=90).note == "90 of 180 rollouts (whole groups, drawn evenly over the steps)"
     assert frame["step"].nunique() == 3
     assert len(subsample(table, 1)) == 18  # one group a step at least
+
+
+def test_axes_of_a_longer_run_point_the_way_they_did(run):
+    earlier = project(open_rollouts(run, [1, 2]))
+    mirrored = replace(earlier, points=earlier.points * np.array([-1, 1], np.float32))
+    assert np.array_equal(turned_like(mirrored, earlier).points, earlier.points)
 
 
 @pytest.mark.parametrize(("groups", "group_size"), [(1, 1), (1, 3)])
@@ -250,10 +258,29 @@ def test_curves_have_a_mean_a_step_and_arm(arms):
     assert (table["seeds"] == 3).all()
 
 
-def test_wins_and_losses_meet_the_same_problem_in_the_same_step(tmp_path):
+def test_problems_of_training_are_met_in_the_same_step(tmp_path):
     half = write_run(tmp_path / "half", config={"contrastive": None})
     whole = write_run(tmp_path / "whole", only_right=True)
     baseline, arm = open_arms([half, whole])
-    found = wins_and_losses(arm, baseline)
-    assert len(found) == 2 * 4  # the last half of three steps, rounded up, four prompts each
-    assert (found["difference"] == 0.5).all()
+    found = compare_problems(arm, baseline)
+    assert len(found.frame) == 2 * 4  # the last half of three steps, rounded up, four prompts each
+    assert (found.frame["difference"] == 0.5).all()
+    assert found.where.startswith("training problems")
+    assert len(responses_to(arm.runs[0], found.frame.iloc[0])) == 6
+
+
+def test_problems_of_the_last_common_evaluation_are_compared_where_every_run_has_recorded_it(tmp_path):
+    arms = {}
+    for name, config, right in (("grpo", {"contrastive": None}, 1), ("clipo", {}, 2)):
+        arms[name] = write_run(tmp_path / name, config=config, steps=2)
+        for step in (0, 2):
+            write_responses(arms[name], step, "sums", [right if step else 0, 1])
+    write_responses(arms["clipo"], 4, "sums", [0, 0])  # further than the other
+    write_responses(arms["clipo"], 2, "longer", [0, 0])  # on its own
+    baseline, arm = open_arms(tmp_path)
+    found = compare_problems(arm, baseline)
+    assert found.where == "problems of sums, last evaluation, paired by seed"
+    assert found.frame["step"].tolist() == [2, 2]
+    assert found.frame["prompt"].tolist() == ["sums problem 0", "sums problem 1"]
+    assert found.frame["difference"].tolist() == [0.5, 0.0]
+    assert responses_to(arm.runs[0], found.frame.iloc[0])["correct"].tolist() == [True, True]

@@ -199,6 +199,35 @@ def test_the_dynamics_follow_a_run_that_is_being_written(tmp_path):
     assert metrics_frame(view.run).index.tolist() == [1, 2, 3]
 
 
+def test_the_clusters_and_the_group_take_in_steps_as_they_land(tmp_path):
+    whole = write_run(tmp_path / "whole", steps=4)
+    path = write_run(tmp_path / "run", steps=2, config={"steps": 4})
+
+    def land(step: int) -> None:
+        name = f"rollouts/step_{step:06d}.parquet"
+        os.replace(whole / name, path / name)
+
+    async def watch() -> tuple[ClusterExplorer, GroupView]:
+        views = ClusterExplorer(path, every_s=0.05), GroupView(path, every_s=0.05)
+        land(3)
+        while views[0].table.steps != [1, 2, 3] or views[1].table.steps != [1, 2, 3]:
+            await asyncio.sleep(0.02)
+        assert [view._step.value for view in views] == [3, 3]  # who was at the last step is taken along
+        assert views[0].figure.layout.title.text.startswith("Step 3:")
+        views[0]._step.value = views[1]._step.value = 1
+        land(4)
+        os.replace(whole / "metrics.jsonl", path / "metrics.jsonl")
+        await asyncio.wait_for(asyncio.gather(*(view._task for view in views)), 20)
+        return views
+
+    clusters, group = asyncio.run(watch())
+    assert [view._step.value for view in (clusters, group)] == [1, 1]  # and who was not stays
+    assert clusters._step.options == (1, 2, 3, 4, "all") and group._step.options == (1, 2, 3, 4)
+    assert clusters.figure.layout.title.text.startswith("Step 1:")
+    assert "of 96 rollouts" in clusters.figure.layout.title.subtitle.text
+    assert len(list((path / "viz").iterdir())) == 1  # a layout of steps that are soon more is not kept
+
+
 def test_the_dynamics_say_stale_when_a_run_has_stopped_writing(tmp_path):
     path = write_run(tmp_path / "run", steps=2, config={"steps": 9})
     for file in path.glob("*.*"):
@@ -217,6 +246,9 @@ def test_the_comparison_shows_arms_and_problems(tmp_path):
 
 def test_the_differences_name_the_arms_that_are_drawn_and_no_other(tmp_path):
     view = CompareView(write_comparison(tmp_path))
+    assert view.curves.layout.title.text == "Right answers in the last step: grpo 50%, grpo+clipo 83%"
+    assert view.histogram.layout.title.subtitle.text == "problems of longer_sums, sums, last evaluation, paired by seed"
+    assert "longer_sums problem" in view.problems.value
     assert view.differences.layout.yaxis.ticktext == ("grpo+clipo",)
     assert [trace.y.tolist() for trace in view.differences.data[:2]] == [[0.125], [-0.125]]  # two test sets, apart
     view._baseline.value, view._arm.value = "grpo+clipo", "grpo"

@@ -85,6 +85,19 @@ def write_run(
     return path
 
 
+def write_responses(path: Path, step: int, data: str, num_right: list[int]) -> None:
+    """Two responses to each problem of a test set, the first of them right as often as `num_right` says."""
+    correct = [sample < right for right in num_right for sample in range(2)]
+    problems = [number for number in range(len(num_right)) for _ in range(2)]
+    columns = {
+        "uid": problems, "sample": [0, 1] * len(num_right), "prompt": [f"{data} problem {n}" for n in problems],
+        "response": [RIGHT if right else WRONG for right in correct], "ground_truth": ["4"] * len(correct),
+        "extracted": ["4" if right else "6" for right in correct], "correct": correct,
+        "process_consistent": correct, "num_tokens": [10] * len(correct), "truncated": [False] * len(correct),
+    }  # fmt: skip
+    RunWriter(path).write_responses(step, data, columns)
+
+
 def write_comparison(folder: Path, *, num_seeds: int = 3) -> Path:
     """A folder of runs as `scripts/compare.py` makes it: baseline and CLIPO, each with `num_seeds` seeds, evaluated."""
     for arm, config in (("grpo", {"contrastive": None}), ("clipo", {})):
@@ -101,6 +114,8 @@ def write_comparison(folder: Path, *, num_seeds: int = 3) -> Path:
                         for name, value in figures.items()
                         for end, shift in (("low", -0.08), ("high", 0.08))
                     }
+                    right = [min(2, seed + (step > 0)), 1 + (arm == "clipo"), 1]
+                    write_responses(path, step, data, right)
                     RunWriter(path).write_evaluation(step, {"data": data, **figures, **bounds, "num_problems": 128})
     return folder
 

@@ -26,10 +26,10 @@ from clipo_ds.viz.theme import (
     INK,
     ORANGE,
     PALE,
+    PURPLE,
     SEQUENTIAL,
     SERIES,
     SYMBOLS,
-    VERMILLION,
     empty_figure,
     titled,
 )
@@ -50,7 +50,7 @@ PANELS = (
     ("silhouette, within groups", "silhouette_group", BLUE),
     ("right-right minus right-wrong cosine", "margin", GREEN),
     ("probe AUC: right answer", "probe_correct", ORANGE),
-    ("probe AUC: process, right answers", "probe_process_among_correct", VERMILLION),
+    ("probe AUC: process, right answers", "probe_process_among_correct", PURPLE),
 )
 
 
@@ -71,7 +71,7 @@ def cluster_figure(
     shape: str = "none",
     prompts: Sequence[int] | None = None,
 ) -> Cloud:
-    """The rollouts of a step where the projection puts them, all other steps' in pale behind them.
+    """The rollouts of a step where the projection puts them, those of all steps in pale behind them.
 
     Args:
         table: The rollouts.
@@ -94,12 +94,13 @@ def cluster_figure(
     places = np.flatnonzero(shown)
     figure = go.Figure()
     rows: list[np.ndarray] = []
-    background = projection.points[~shown]
+    # Always the same points, so that they are sent once and not with every step.
+    behind = np.zeros(0, np.int64) if shown.all() else np.arange(len(shown))
     figure.add_scattergl(
-        x=_narrow(background[:, 0]), y=_narrow(background[:, 1]), mode="markers", name="everything else",
-        marker={"size": 4, "color": PALE, "opacity": 0.35}, hoverinfo="skip", visible=True,
+        x=_narrow(projection.points[behind, 0]), y=_narrow(projection.points[behind, 1]), mode="markers",
+        name="all rollouts", marker={"size": 4, "color": PALE, "opacity": 0.35}, hoverinfo="skip", visible=True,
     )  # fmt: skip
-    rows.append(projection.rows[~shown])
+    rows.append(projection.rows[behind])
     seen = frame.iloc[places]
     hover = _hover_lines(seen) if len(places) <= MAX_HOVER_LINES else None
     numbers, words = _shape_words(seen, shape)
@@ -320,7 +321,7 @@ def _course_title(course: pd.DataFrame) -> str:
         return "Separation over training"
     first, last = rows.iloc[0], rows.iloc[-1]
     return (
-        f"Right and wrong answers within groups: silhouette {first['value']:.2f} at step {first['step']}, "
+        f"Silhouette of right against wrong within groups: {first['value']:.2f} at step {first['step']}, "
         f"{last['value']:.2f} at step {last['step']}"
     )
 

@@ -10,6 +10,7 @@ Each takes a run, its folder or None (`frames.chosen_run`), and says what is wro
 
 from __future__ import annotations
 
+import asyncio
 import html
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from clipo_ds.viz.cluster_figures import (
     separation_figure,
     trail_figure,
 )
-from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts, as_run, open_rollouts
-from clipo_ds.viz.interact import Plot, in_words, notes, said
-from clipo_ds.viz.projections import CENTRES, METHODS, Projection, project
+from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts, as_run, newer, open_rollouts
+from clipo_ds.viz.interact import Plot, follow_steps, grow_slider, in_background, in_words, notes, said
+from clipo_ds.viz.projections import CENTRES, METHODS, Projection, project, turned_like
 from clipo_ds.viz.reading import (
     neighbours,
     rollout_html,
@@ -50,21 +51,34 @@ HINT = "Click a point to read its reasoning; draw a lasso (toolbar) to list roll
 
 
 class ClusterExplorer(widgets.VBox):
-    """The clusters of a run.
+    """The clusters of a run, with the steps of one in progress as they land.
 
     Args:
         run: A run, its folder, or None.
         method: The projection to begin with.
+        max_points: Rollouts to lay out and show at most; None takes `projections.MAX_POINTS`.
+        every_s: Seconds between two looks at a run that is not finished.
     """
 
-    def __init__(self, run: Run | str | Path | None = None, *, method: str = "PCA") -> None:
+    def __init__(
+        self,
+        run: Run | str | Path | None = None,
+        *,
+        method: str = "PCA",
+        max_points: int | None = None,
+        every_s: float = 2.0,
+    ) -> None:
+        self._max_points = max_points
+        self._task: asyncio.Task[None] | None = None
         try:
             self.table = open_rollouts(run)
-            self._projection = project(self.table, method)
-            children = self._build(method)
+            self._projection = project(self.table, method, max_points=max_points)
+            super().__init__(self._build(method))
+            self._task = in_background(
+                follow_steps(self.table.run, self.table.steps, self.grow, every_s), self._message
+            )
         except InputError as error:
-            children = [said(error)]
-        super().__init__(children)
+            super().__init__([said(error)])
         self.add_class("clipo-clusters")
 
     def _build(self, method: str) -> list[widgets.Widget]:
@@ -83,9 +97,8 @@ class ClusterExplorer(widgets.VBox):
         self._shape = self._dropdown("shape", SHAPES, SHAPES[0])
         self._prompts = self.table.prompts()
         self._prompt = widgets.Combobox(
-            options=[_choice(number, text) for number, text in self._prompts.head(MAX_PROMPT_CHOICES).items()],
-            placeholder="#number, or words of the prompt", description="prompt", continuous_update=False,
-            layout=widgets.Layout(width="420px"),
+            options=self._prompt_choices(), description="prompt", placeholder="#number, or words of the prompt",
+            continuous_update=False, layout=widgets.Layout(width="420px"),
         )  # fmt: skip
         self._message = widgets.HTML()
         self._cloud = self._draw()
@@ -111,6 +124,9 @@ class ClusterExplorer(widgets.VBox):
         return widgets.Dropdown(
             options=options, value=value, description=name, layout=widgets.Layout(width="250px")
         )  # fmt: skip
+
+    def _prompt_choices(self) -> list[str]:
+        return [_choice(number, text) for number, text in self._prompts.head(MAX_PROMPT_CHOICES).items()]
 
     # -- what is drawn
 
@@ -162,12 +178,39 @@ class ClusterExplorer(widgets.VBox):
     def _on_project(self, _: dict) -> None:
         self._message.value = boxed('<div class="note">Laying the points out; the first time may take a minute.</div>')
         try:
-            self._projection = project(self.table, self._method.value, centre=self._centre.value)
+            self._projection = self._project()
         except InputError as error:
             self._message.value = said(error).value
             return
         self._message.value = ""
         self.redraw()
+
+    def _project(self, *, use_cache: bool = True) -> Projection:
+        return project(
+            self.table, self._method.value, centre=self._centre.value, max_points=self._max_points, use_cache=use_cache
+        )
+
+    def grow(self) -> None:
+        """Take in the steps that have landed; a reader who was at the last one is taken along."""
+        if self._method.value != "PCA":
+            note = f"Steps have landed after step {self.table.steps[-1]}: choose PCA to see them as they come."
+            self._message.value = notes((note,)).value
+            return
+        self.table = newer(self.table.run, self.table)
+        self._projection = turned_like(self._project(use_cache=False), self._projection)
+        self._scores.pop(ALL_STEPS, None)
+        self._prompts = self.table.prompts()
+        self._prompt.options = self._prompt_choices()
+        self._play.max = len(self.table.steps) - 1
+        grow_slider(self._step, [*self.table.steps, ALL_STEPS], self._on_look, last=-2)
+        self.redraw()
+        self.numbers.show_figure(self._numbers())
+
+    def close(self) -> None:
+        """Stop following; the run itself goes on."""
+        if self._task is not None:
+            self._task.cancel()
+        super().close()
 
     def _on_click(self, _trace: Any, points: Any, _: Any) -> None:
         if points.point_inds:

@@ -10,8 +10,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from clipo_ds.viz.comparison import COMPARED, Arm, curves
-from clipo_ds.viz.theme import GREY, SERIES, empty_figure, titled
+from clipo_ds.viz.problems import Problems
+from clipo_ds.viz.theme import BLUE, GREY, ORANGE, SERIES, empty_figure, titled
 
+NUM_IN_TITLE = 3
 CURVES = {
     "accuracy/mean": "right answers, share of rollouts",
     "process/consistent_among_correct": "no false step, share of right answers",
@@ -29,14 +31,15 @@ def curves_figure(arms: Sequence[Arm], metrics: Sequence[str] = tuple(CURVES)) -
     )  # fmt: skip
     for number, metric in enumerate(metrics):
         place = {"row": number // columns + 1, "col": number % columns + 1}
-        table = curves(arms, metric)
+        table, is_share = curves(arms, metric), metric.startswith(("accuracy", "process"))
         for order, arm in enumerate(arms):
             rows = table[table["arm"] == arm.name]
             steps, colour = rows["step"].to_numpy(np.int32), SERIES[order % len(SERIES)]
             if rows["half"].notna().any():
                 for sign, fill in ((1, None), (-1, "tonexty")):
+                    edge = rows["mean"] + sign * rows["half"]
                     figure.add_scatter(
-                        x=steps, y=_narrow(rows["mean"] + sign * rows["half"]), mode="lines", line={"width": 0},
+                        x=steps, y=_narrow(edge.clip(0, 1) if is_share else edge), mode="lines", line={"width": 0},
                         fill=fill, fillcolor=_pale(colour), hoverinfo="skip", showlegend=False,
                         legendgroup=arm.name, **place,
                     )  # fmt: skip
@@ -45,14 +48,15 @@ def curves_figure(arms: Sequence[Arm], metrics: Sequence[str] = tuple(CURVES)) -
                 name=f"{arm.name} ({_seeds(len(arm.runs))})", legendgroup=arm.name, showlegend=number == 0, **place,
                 hovertemplate="step %{x}<br>%{y:.3f}<extra>" + arm.name + "</extra>",
             )  # fmt: skip
-        if metric.startswith(("accuracy", "process")):
+        if is_share:
             figure.update_yaxes(tickformat=".0%", **place)
     figure.update_xaxes(title_text="step")
     figure.update_annotations(font_size=13)
     several = any(len(arm.runs) > 1 for arm in arms)
     subtitle = "mean over seeds, 95% t interval as band" if several else "one seed an arm: no intervals"
-    title = f"{len(arms)} arms, {sum(len(arm.runs) for arm in arms)} runs"
-    return titled(figure, title, subtitle, height=340 * (-(-len(metrics) // columns)), margin={"t": 112, "b": 96})
+    subtitle = f"{len(arms)} arms, {sum(len(arm.runs) for arm in arms)} runs; {subtitle}"
+    height = 340 * (-(-len(metrics) // columns))
+    return titled(figure, _curves_title(arms), subtitle, height=height, margin={"t": 112, "b": 96})
 
 
 def differences_figure(summary: pd.DataFrame, baseline: str) -> go.Figure:
@@ -87,24 +91,32 @@ def differences_figure(summary: pd.DataFrame, baseline: str) -> go.Figure:
     return titled(figure, title, subtitle, height=height, margin={"l": 140, "t": 112})
 
 
-def problems_figure(problems: pd.DataFrame, arm: str, baseline: str) -> go.Figure:
+def problems_figure(problems: Problems, arm: str, baseline: str) -> go.Figure:
     """How many problems an arm gained and lost against the baseline, by how much."""
-    if problems.empty:
+    if problems.frame.empty:
         return empty_figure(f"{arm} and {baseline} have no step with rollouts and no seed in common")
-    difference = 100 * problems["difference"]
-    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-    figure = go.Figure(
-        go.Histogram(
-            x=_narrow(difference), xbins={"start": -102.5, "end": 102.5, "size": 5}, marker={"color": SERIES[0]},
-            hovertemplate="%{x} points<br>%{y} problems<extra></extra>",
-        )
-    )  # fmt: skip
-    figure.add_vline(x=0, line={"color": GREY, "dash": "dot"})
+    difference = 100 * problems.frame["difference"]
+    sides = (("worse", difference < 0, ORANGE), ("the same", difference == 0, GREY), ("better", difference > 0, BLUE))
+    figure = go.Figure()
+    for name, chosen, colour in sides:
+        figure.add_histogram(
+            x=_narrow(difference[chosen]), xbins={"start": -102.5, "end": 102.5, "size": 5}, name=name,
+            marker={"color": colour}, hovertemplate="%{x} points<br>%{y} problems<extra></extra>",
+        )  # fmt: skip
+    widest = float(difference.abs().max()) + 5
+    worse, _, better = (int(chosen.sum()) for _, chosen, _ in sides)
     return titled(
-        figure, f"{arm} answers {wins} problems better than {baseline} and {losses} worse, of {len(problems)}",
-        "training problems that both met in the same step under the same seed", height=320, bargap=0.05,
-        xaxis={"title": "difference in the share of right answers, percentage points"}, yaxis={"title": "problems"},
+        figure, f"{arm} answers {better} problems better than {baseline} and {worse} worse, of {len(difference)}",
+        problems.where, height=340, bargap=0.05, barmode="stack", yaxis={"title": "problems"},
+        xaxis={"title": "difference in the share of right answers, percentage points", "range": [-widest, widest]},
     )  # fmt: skip
+
+
+def _curves_title(arms: Sequence[Arm]) -> str:
+    """Where right answers have come to, of the first arms."""
+    last = curves(arms, "accuracy/mean").groupby("arm", sort=False)["mean"].last()
+    said = [f"{arm} {share:.0%}" for arm, share in last.head(NUM_IN_TITLE).items()]
+    return f"Right answers in the last step: {', '.join(said)}" + (", …" if len(last) > NUM_IN_TITLE else "")
 
 
 def _seeds(count: int) -> str:

@@ -16,10 +16,10 @@ import pandas as pd
 from clipo_ds.records import Run
 from clipo_ds.types import InputError
 from clipo_ds.viz.compare_figures import curves_figure, differences_figure, problems_figure
-from clipo_ds.viz.comparison import COMPARED, Arm, evaluation_summary, open_arms, wins_and_losses
-from clipo_ds.viz.frames import open_rollouts
+from clipo_ds.viz.comparison import COMPARED, Arm, evaluation_summary, open_arms
 from clipo_ds.viz.interact import Plot, said
-from clipo_ds.viz.reading import html_table, rollouts_table, short
+from clipo_ds.viz.problems import Problems, compare_problems, responses_to
+from clipo_ds.viz.reading import html_table, responses_table, short
 from clipo_ds.viz.theme import boxed
 
 NUM_PROBLEMS = 5  # of the biggest wins, and as many losses
@@ -74,8 +74,8 @@ class CompareView(widgets.VBox):
     def _summary(self) -> pd.DataFrame:
         return evaluation_summary(list(self.arms.values()), self._baseline.value)
 
-    def _wins(self) -> pd.DataFrame:
-        return wins_and_losses(self.arms[self._arm.value], self.arms[self._baseline.value])
+    def _wins(self) -> Problems:
+        return compare_problems(self.arms[self._arm.value], self.arms[self._baseline.value])
 
     def _on_change(self, _: dict) -> None:
         summary, won = self._summary(), self._wins()
@@ -83,9 +83,11 @@ class CompareView(widgets.VBox):
         self.histogram.show_figure(problems_figure(won, self._arm.value, self._baseline.value))
         self._write(summary, won)
 
-    def _write(self, summary: pd.DataFrame, won: pd.DataFrame) -> None:
+    def _write(self, summary: pd.DataFrame, won: Problems) -> None:
         self.table.value = boxed(evaluation_table(summary))
-        self.problems.value = boxed(problems_html(self.arms[self._arm.value], self.arms[self._baseline.value], won))
+        self.problems.value = boxed(
+            problems_html(self.arms[self._arm.value], self.arms[self._baseline.value], won.frame)
+        )
 
 
 def evaluation_table(summary: pd.DataFrame) -> str:
@@ -122,18 +124,15 @@ def problems_html(arm: Arm, baseline: Arm, problems: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def _problem_html(arm: Arm, baseline: Arm, entry: pd.Series) -> str:
-    seed, step = int(entry["seed"]), int(entry["step"])
-    tables = []
-    for one, group, share in ((arm, "group", "share"), (baseline, "baseline_group", "baseline_share")):
-        table = open_rollouts(one.runs[seed], [step])
-        rows = table.rows_of(step, int(entry[group]))
-        tables.append(
-            f"<div><b>{html.escape(one.name)}</b>: {entry[share]:.0%} right</div>"
-            f"{rollouts_table(table, rows[:NUM_TEXTS])}"
-        )
-        prompt = table.texts(rows[:1])["prompt"].iloc[0]
-    head = f"{100 * entry['difference']:+.0f} points · seed {seed}, step {step} · {short(prompt, 90, end=True)}"
+def _problem_html(arm: Arm, baseline: Arm, problem: pd.Series) -> str:
+    seed = int(problem["seed"])
+    tables = [
+        f"<div><b>{html.escape(one.name)}</b>: {problem[share]:.0%} right</div>"
+        f"{responses_table(responses_to(one.runs[seed], problem).head(NUM_TEXTS))}"
+        for one, share in ((arm, "share"), (baseline, "baseline_share"))
+    ]
+    where = f"seed {seed}, step {problem['step']}" + (f", {problem['data']}" if problem["data"] else "")
+    head = f"{100 * problem['difference']:+.0f} points · {where} · {short(problem['prompt'], 90, end=True)}"
     return f"<details><summary>{html.escape(head)}</summary>{''.join(tables)}</details>"
 
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from clipo_ds.records import Run
 from clipo_ds.types import InputError
-from clipo_ds.viz.frames import as_run, find_runs, metrics_frame, open_rollouts
+from clipo_ds.viz.frames import as_run, find_runs, metrics_frame
 
 NOT_THE_ARM = {"seed", "run_dir", "resume", "recipe", "ds_config"}
 COMPARED = {"accuracy": "right answers", "process_consistent_among_correct": "no false step, of right answers"}
@@ -140,45 +140,6 @@ def evaluation_summary(arms: Sequence[Arm], baseline: str) -> pd.DataFrame:
                 )  # fmt: skip
     columns = ["data", "arm", "figure", "seeds", "mean", "half", "difference", "difference_half", "pairs"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def wins_and_losses(arm: Arm, baseline: Arm, *, last_steps: int | None = None) -> pd.DataFrame:
-    """Problem by problem, the share of right answers of an arm against the baseline's.
-
-    Runs record the rollouts of training, and of an evaluation only its figures, so these are training problems,
-    compared where both arms met them in the same step under the same seed.
-
-    Args:
-        arm: The one.
-        baseline: The other.
-        last_steps: Look at the last ones only; None takes the last half.
-
-    Returns:
-        Columns `seed`, `step`, `prompt`, `group`, `baseline_group`, `share`, `baseline_share`, `difference`; the
-        biggest win first, the biggest loss last.
-    """
-    parts = []
-    for seed in sorted(set(arm.runs) & set(baseline.runs)):
-        steps = [run.rollout_steps() for run in (arm.runs[seed], baseline.runs[seed])]
-        common = sorted(set(steps[0]) & set(steps[1]))
-        common = common[-(last_steps or -(-len(common) // 2)) :]
-        if not common:
-            continue
-        own, other = (_shares(one.runs[seed], common) for one in (arm, baseline))
-        other = other.rename(columns={"share": "baseline_share", "group": "baseline_group"})
-        parts.append(own.join(other, how="inner").reset_index().assign(seed=seed))
-    columns = ["seed", "step", "prompt", "group", "baseline_group", "share", "baseline_share", "difference"]
-    if not parts:
-        return pd.DataFrame(columns=columns)
-    found = pd.concat(parts)
-    found["difference"] = found["share"] - found["baseline_share"]
-    return found.sort_values("difference", ascending=False, kind="stable").reset_index(drop=True)[columns]
-
-
-def _shares(run: Run, steps: list[int]) -> pd.DataFrame:
-    """The share of right answers to every prompt of every step, and its group."""
-    by_prompt = open_rollouts(run, steps).frame.groupby(["step", "prompt"])
-    return by_prompt.agg(share=("correct", "mean"), group=("group", "first"))
 
 
 def _by_seed(table: pd.DataFrame, data: str, arm: str, figure: str) -> pd.Series:

@@ -11,12 +11,13 @@ from plotly.subplots import make_subplots
 
 from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts
 from clipo_ds.viz.theme import (
+    BLACK,
     BLUE,
-    DIVERGING,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
+    SEQUENTIAL,
     SKY,
     VERMILLION,
     empty_figure,
@@ -42,8 +43,8 @@ CONTRASTIVE = (
         "similarity within groups", "cosine",
         (
             ("contrastive/positive_similarity", "right with right", GREEN),
-            ("contrastive/negative_similarity", "right with wrong", VERMILLION),
-            ("margin", "margin", GREY),
+            ("contrastive/negative_similarity", "right with wrong", GREY),
+            ("margin", "margin", BLACK),
         ),
     ),
     (
@@ -71,9 +72,7 @@ def learning_figure(metrics: pd.DataFrame) -> go.Figure:
     key = "process/consistent_among_correct"
     if key in metrics and metrics[key].notna().any():
         title += f", of them without a false step {first[key].mean():.0%} → {last[key].mean():.0%}"
-    for panel in (2, 3):
-        figure.update_yaxes(tickformat=".0%", range=[0, 1.03], row=1, col=panel)
-    return titled(figure, title, _smoothed(metrics), height=380, margin={"t": 112})
+    return titled(figure, title, _smoothed(metrics), height=400, margin={"t": 112, "b": 116})
 
 
 def contrastive_figure(metrics: pd.DataFrame) -> go.Figure:
@@ -91,7 +90,7 @@ def contrastive_figure(metrics: pd.DataFrame) -> go.Figure:
     if len(gap):
         better = "right" if gap.mean() > 0 else "wrong"
         title = f"The contrastive reward favours {better} processes by {abs(gap.mean()):.3f} a valid anchor"
-    return titled(figure, title, _smoothed(metrics), height=640, margin={"t": 112})
+    return titled(figure, title, _smoothed(metrics), height=680, margin={"t": 112, "b": 132})
 
 
 def reward_distribution_figure(table: Rollouts) -> go.Figure:
@@ -171,7 +170,7 @@ def similarity_figure(table: Rollouts, step: int, group: int) -> go.Figure:
     names = [_rollout_name(place, entry) for place, (_, entry) in enumerate(frame.iterrows(), start=1)]
     figure = go.Figure(
         go.Heatmap(
-            z=(unit @ unit.T).round(3), x=names, y=names, zmin=-1, zmax=1, zmid=0, colorscale=DIVERGING,
+            z=(unit @ unit.T).round(3), x=names, y=names, zmin=-1, zmax=1, colorscale=SEQUENTIAL,
             colorbar={"title": "cosine", "thickness": 14}, xgap=1, ygap=1,
             hovertemplate="%{y} with %{x}<br>cosine %{z:.3f}<extra></extra>",
         )
@@ -179,12 +178,12 @@ def similarity_figure(table: Rollouts, step: int, group: int) -> go.Figure:
     right = int(frame["correct"].sum())
     if 0 < right < len(rows):
         for line in (figure.add_vline, figure.add_hline):
-            line(right - 0.5, line={"color": "#2B2F36", "width": 2})
-    figure.update_xaxes(tickangle=-90, showgrid=False, ticks="")
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
+            line(right - 0.5, line={"color": "white", "width": 6})
+    figure.update_xaxes(tickangle=-90, showgrid=False, ticks="", constrain="domain", constraintoward="left")
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", constrain="domain", scaleanchor="x")
     title = f"Group {group} of step {step}: {right} right answers, then {len(rows) - right} wrong ones"
     subtitle = "✓ / ✗: answer, then process (· unknown); click a cell to read both texts"
-    return titled(figure, title, subtitle, height=600, width=720, margin={"l": 90, "b": 90})
+    return titled(figure, title, subtitle, height=660, width=680, margin={"l": 80, "b": 80})
 
 
 def advantage_figure(table: Rollouts, step: int, group: int) -> go.Figure:
@@ -211,7 +210,7 @@ def advantage_figure(table: Rollouts, step: int, group: int) -> go.Figure:
     change = float(np.abs(frame["advantage"].to_numpy() - without).mean())
     return titled(
         figure,
-        f"The contrastive term moves these advantages by {change:.2f} on average, {turned} of them to the other sign",
+        f"The contrastive term moves advantages by {change:.2f} on average; {turned} change sign",
         f"group {group} of step {step}; ✓ / ✗: answer, then process (· unknown)", height=360,
         xaxis={"title": "rollout", "tickangle": -90}, yaxis={"title": "advantage"},
         margin={"b": 110}, bargap=0.25, bargroupgap=0.05,
@@ -268,7 +267,7 @@ def _panels(metrics: pd.DataFrame, panels: Sequence, columns: int) -> go.Figure:
         horizontal_spacing=0.09,
     )  # fmt: skip
     steps = metrics.index.to_numpy(np.int32)
-    for number, (_, unit, curves) in enumerate(panels):
+    for number, (title, unit, curves) in enumerate(panels):
         place = {"row": number // columns + 1, "col": number % columns + 1}
         for name, word, colour in curves:
             values = metrics[name] if name in metrics else pd.Series(np.nan, metrics.index)
@@ -279,13 +278,15 @@ def _panels(metrics: pd.DataFrame, panels: Sequence, columns: int) -> go.Figure:
             mean = values.rolling(SMOOTHING, min_periods=1, center=True).mean()
             figure.add_scatter(
                 x=steps, y=_narrow(mean), mode="lines", line={"color": colour, "width": 2.5}, name=word,
-                showlegend=len(curves) > 1, legendgroup=word, **place,
+                showlegend=len(curves) > 1, legendgroup=title, legendgrouptitle={"text": title}, **place,
                 hovertemplate=f"step %{{x}}<br>{word} %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
         figure.update_yaxes(title_text=unit, **place)
+        if unit.startswith("share"):
+            figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.03], **place)
     figure.update_xaxes(title_text="step")
     figure.update_annotations(font_size=13)
-    return figure
+    return figure.update_layout(legend={"groupclick": "toggleitem"})
 
 
 def _smoothed(metrics: pd.DataFrame) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import pandas as pd
 
 from clipo_ds.records import Run
 from clipo_ds.types import InputError
@@ -25,8 +24,8 @@ from clipo_ds.viz.dynamics_figures import (
     similarity_figure,
     telling_groups,
 )
-from clipo_ds.viz.frames import Rollouts, as_run, metrics_frame, open_rollouts, run_state
-from clipo_ds.viz.interact import Plot, in_background, notes, said, state_badge
+from clipo_ds.viz.frames import Rollouts, as_run, metrics_frame, newer, open_rollouts, run_state
+from clipo_ds.viz.interact import Plot, follow_steps, grow_slider, in_background, notes, said, state_badge
 from clipo_ds.viz.reading import rollout_html, short
 from clipo_ds.viz.theme import boxed, empty_figure
 
@@ -63,7 +62,7 @@ class DynamicsView(widgets.VBox):
         self._seen = self._fingerprint()
         curves = [learning_figure(metrics), contrastive_figure(metrics)]
         try:
-            self._table = _newer(self.run, self._table)
+            self._table = newer(self.run, self._table)
         except InputError as error:  # nothing recorded yet
             return [*curves, *[empty_figure(str(error).rpartition(": ")[2])] * 2]
         self.notes.value = notes(self._table.notes).value
@@ -96,18 +95,36 @@ class DynamicsView(widgets.VBox):
 class GroupView(widgets.VBox):
     """One group of one step: its G x G similarities, the two texts behind a cell, its advantages with and without.
 
+    The steps to choose from grow as they land.
+
     Args:
         run: A run, its folder, or None (`frames.chosen_run`).
+        every_s: Seconds between two looks at a run that is not finished.
     """
 
-    def __init__(self, run: Run | str | Path | None = None) -> None:
+    def __init__(self, run: Run | str | Path | None = None, *, every_s: float = 2.0) -> None:
+        self._task: asyncio.Task[None] | None = None
         try:
             self.table = open_rollouts(run)
-            children = self._build()
+            super().__init__(self._build())
+            self._task = in_background(
+                follow_steps(self.table.run, self.table.steps, self.grow, every_s), self._message
+            )
         except InputError as error:
-            children = [said(error)]
-        super().__init__(children)
+            super().__init__([said(error)])
         self.add_class("clipo-group")
+
+    def grow(self) -> None:
+        """Take in the steps that have landed; a reader who was at the last one is taken along."""
+        self.table = newer(self.table.run, self.table)
+        if grow_slider(self._step, self.table.steps, self._on_step):
+            self._on_step({})
+
+    def close(self) -> None:
+        """Stop following; the run itself goes on."""
+        if self._task is not None:
+            self._task.cancel()
+        super().close()
 
     def _build(self) -> list[widgets.Widget]:
         steps = self.table.steps
@@ -124,7 +141,8 @@ class GroupView(widgets.VBox):
         self._step.observe(self._on_step, "value")
         self._group.observe(self._on_group, "value")
         controls = widgets.HBox([self._step, self._group])
-        return [notes(self.table.notes), controls, self.similarity, self.panel, self.advantages]
+        self._message = notes(self.table.notes)
+        return [self._message, controls, self.similarity, self.panel, self.advantages]
 
     def _choices(self) -> list[tuple[str, int]]:
         step = self._step.value
@@ -164,24 +182,3 @@ class GroupView(widgets.VBox):
             f'<div style="flex:1;min-width:0">{rollout_html(self.table, int(row))}</div>' for row in chosen
         )
         self.panel.value = boxed(f'<div style="display:flex;gap:24px">{columns}</div>')
-
-
-def _newer(run: Run, known: Rollouts | None) -> Rollouts:
-    """The rollouts of a run, of which only the steps that are new are read."""
-    if known is None:
-        return open_rollouts(run)
-    steps = run.rollout_steps()
-    if known.steps != steps[: len(known.steps)] or not _numbered(known):
-        return open_rollouts(run)  # resumed from an earlier step, or prompts have to be numbered together
-    new = steps[len(known.steps) :]
-    if not new:
-        return known
-    try:
-        later = open_rollouts(run, new)
-    except InputError:
-        return known  # the only new file is not whole yet
-    return Rollouts(run, pd.concat([known.frame, later.frame], ignore_index=True), later.notes)
-
-
-def _numbered(table: Rollouts) -> bool:
-    return "prompt_uid" in table.run.rollout_columns(table.steps[-1])

@@ -149,6 +149,23 @@ def open_rollouts(run: Run | str | Path | None = None, steps: Sequence[int] | No
     return Rollouts(run, frame, tuple(notes))
 
 
+def newer(run: Run, known: Rollouts | None) -> Rollouts:
+    """The rollouts of a run, of which only the steps that are new are read."""
+    if known is None:
+        return open_rollouts(run)
+    steps = run.rollout_steps()
+    if known.steps != steps[: len(known.steps)] or not _numbered(known):
+        return open_rollouts(run)  # resumed from an earlier step, or prompts have to be numbered together
+    new = steps[len(known.steps) :]
+    if not new:
+        return known
+    try:
+        later = open_rollouts(run, new)
+    except InputError:
+        return known  # the only new file is not whole yet
+    return Rollouts(run, pd.concat([known.frame, later.frame], ignore_index=True), later.notes)
+
+
 def as_run(run: Run | str | Path | None) -> Run:
     """Whatever names a run, opened; None takes `chosen_run()`.
 
@@ -256,6 +273,10 @@ def _read_step(run: Run, step: int) -> pd.DataFrame:
         frame["outcome_reward"] = frame["reward"] - contrast
     frame["other_reward"] = (frame["reward"] - frame["outcome_reward"] - contrast).round(6)
     return frame.rename(columns={"prompt_uid": "prompt"})
+
+
+def _numbered(table: Rollouts) -> bool:
+    return "prompt_uid" in table.run.rollout_columns(table.steps[-1])
 
 
 def _first_line(error: Exception) -> str:

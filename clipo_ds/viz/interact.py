@@ -7,11 +7,11 @@ starts from. So `Plot` is made with its first figure, and after a change it brin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import gzip
 import html
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -21,8 +21,9 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
 
+from clipo_ds.records import Run
 from clipo_ds.types import InputError
-from clipo_ds.viz.frames import RunState
+from clipo_ds.viz.frames import RunState, run_state
 from clipo_ds.viz.theme import CONFIG, boxed
 
 SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
@@ -60,15 +61,6 @@ class Plot(go.FigureWidget):
         self._config = {**self._config, **CONFIG}
         self._given = figure.layout.to_plotly_json()
         self._settling: asyncio.TimerHandle | None = None
-        self._view_count = 0  # which makes the browser keep count
-        self.observe(self._on_view, "_view_count")
-
-    def _on_view(self, change: dict[str, Any]) -> None:
-        """A view has come up: plotly has measured its box before that was on the page."""
-        if (change["new"] or 0) > (change["old"] or 0):
-            with contextlib.suppress(RuntimeError):  # no event loop, so no browser either
-                for delay_s in (SETTLE_S, 4 * SETTLE_S, 16 * SETTLE_S):  # a slow page needs longer; again costs little
-                    asyncio.get_running_loop().call_later(delay_s, self.fill_box)
 
     def show_figure(self, figure: go.Figure) -> bool:
         """Become `figure`: in place where its traces are of the same kinds, else with new traces.
@@ -102,10 +94,6 @@ class Plot(go.FigureWidget):
             self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self.refresh_stored_state)
         except RuntimeError:
             self.refresh_stored_state()
-
-    def fill_box(self) -> None:
-        """Measure anew: before it was on the page, plotly got its width and the height of its title wrong."""
-        self._send_relayout_msg({"autosize": True})
 
     def refresh_stored_state(self) -> None:
         """Store data and layout as they stand; the browser keeps them and draws nothing."""
@@ -158,6 +146,48 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+async def follow_steps(run: Run, seen: list[int], grow: Callable[[], None], every_s: float) -> None:
+    """Call `grow` when a run has other steps than `seen`, until it is finished; a twentieth of the time at most."""
+    cost_s = 0.0
+    while True:
+        is_over = run_state(run).word == "finished"  # asked first: by then its last step is on disk
+        steps = run.rollout_steps()
+        if steps != seen:
+            began = time.monotonic()
+            grow()
+            seen, cost_s = steps, time.monotonic() - began
+        if is_over:
+            return
+        await asyncio.sleep(max(every_s, 19 * cost_s))
+
+
+def grow_slider(
+    slider: widgets.SelectionSlider,
+    options: Sequence[Any],
+    on_value: Callable[[dict[str, Any]], None],
+    *,
+    last: int = -1,
+) -> bool:
+    """Give a slider more options: what was chosen stays, but from the newest step it moves on to the newest one now.
+
+    Args:
+        slider: The slider.
+        options: The new ones.
+        on_value: Listens to its value, and is not told.
+        last: Where the newest step stands among the options.
+
+    Returns:
+        Whether another one is chosen now.
+    """
+    chosen = slider.value
+    wanted = options[last] if chosen == slider.options[last] or chosen not in options else chosen
+    slider.unobserve(on_value, "value")
+    slider.options = list(options)
+    slider.value = wanted
+    slider.observe(on_value, "value")
+    return wanted != chosen
 
 
 def in_background(work: Coroutine[Any, Any, None], tell: widgets.HTML) -> asyncio.Task[None] | None:

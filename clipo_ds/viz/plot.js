@@ -2,7 +2,8 @@
 //
 // plotly's own FigureWidget brings 5 MB with every figure. A page with six of them, loaded anew, needs longer to parse
 // those than anywidget waits (2 s), and shows "model not found" instead. So the script is loaded once a page, and
-// `initialize` does not wait for it; what Python says meanwhile is drawn when its whole state comes, moments later.
+// `initialize` does not wait for it; what Python says meanwhile is drawn when its whole state comes, moments later. A
+// figure is drawn when its box has a size, and again whenever that becomes another one.
 
 const CHANGES = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate",
                  "removeLayoutProps", "removeTraceProps"].map(name => `change:_py2js_${name}`);
@@ -26,28 +27,40 @@ async function unpacked(gzipped) {
 }
 
 export default () => {
-  let figure, loaded, missed = false;
+  let figure, loaded, behind = false;  // whether Python has said something that the stored state does not hold yet
   return {
     initialize({model}) {
-      const miss = () => { missed = true; };
-      CHANGES.forEach(change => model.on(change, miss));
+      CHANGES.forEach(change => model.on(change, () => { behind = true; }));
+      model.on("change:_widget_data", () => { behind = false; });
       loaded = load(model).then(plotly => {
-        CHANGES.forEach(change => model.off(change, miss));
         figure = plotly.default();
         figure.initialize({model});
+        return plotly;
       });
     },
     async render({model, el}) {
-      await loaded;
-      let remove = figure.render({model, el});
-      const again = () => {
-        model.off("change:_widget_data", again);
-        remove();
+      const plotly = await loaded;
+      let remove, width = 0;
+      const draw = () => {
+        model.off("change:_widget_data", draw);
+        remove?.();
         el.replaceChildren();
         remove = figure.render({model, el});
+        if (behind) model.on("change:_widget_data", draw);
       };
-      if (missed) model.on("change:_widget_data", again);
-      return () => remove();
+      // What is not on the page, or hidden, has no width: plotly would draw for another, and put the title over itself.
+      const box = new ResizeObserver(() => {
+        if (el.clientWidth === 0 || el.clientWidth === width) return;
+        width = el.clientWidth;
+        if (remove === undefined) draw();
+        else new plotly.FigureView(model, el).autosizeFigure();
+      });
+      box.observe(el);
+      return () => {
+        box.disconnect();
+        model.off("change:_widget_data", draw);
+        remove?.();
+      };
     },
   };
 };

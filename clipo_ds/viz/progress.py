@@ -30,7 +30,7 @@ PANELS = (
         "process_consistent_among_correct",
         True,
     ),
-    ("contrastive loss", "contrastive/loss", None, False),
+    ("contrastive loss, nats", "contrastive/loss", None, False),
 )
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,13 @@ def project(
     if len(rows) < len(table.frame):
         note += " (whole groups, drawn evenly over the steps)"
     return Projection(method, centre, rows, points, explained or None, note)
+
+
+def turned_like(projection: Projection, earlier: Projection) -> Projection:
+    """The projection, mirrored where its axes point the other way than those of an earlier one with rows in common."""
+    _, own, other = np.intersect1d(projection.rows, earlier.rows, assume_unique=True, return_indices=True)
+    agreement = (projection.points[own] * earlier.points[other]).sum(0)
+    return replace(projection, points=projection.points * np.where(agreement < 0, -1, 1).astype(np.float32))
 
 
 def subsample(table: Rollouts, limit: int, seed: int = 0) -> np.ndarray:

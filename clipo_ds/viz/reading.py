@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from clipo_ds.steps import FalseEquation, check_steps
-from clipo_ds.viz.frames import CELLS, RIGHT_BUT_WRONG, Rollouts
+from clipo_ds.viz.frames import CELLS, RIGHT_BUT_WRONG, Rollouts, cells
 from clipo_ds.viz.theme import GREEN, GREY, PALE, PURPLE, SKY, VERMILLION
 
 CELL_COLOURS = dict(zip(CELLS, (GREEN, VERMILLION, PURPLE, SKY, GREY, PALE), strict=True))
@@ -155,6 +155,16 @@ def rollouts_table(table: Rollouts, rows: Sequence[int] | np.ndarray, similarity
     names = ["rollout", "step", *(["cosine"] if similarity is not None else []), "answer and process", "advantage"]
     names += ["contrastive reward", "prompt", "response"]
     return html_table(names, lines, text=("answer and process", "prompt", "response"))
+
+
+def responses_table(responses: pd.DataFrame) -> str:
+    """Responses with `correct`, `process_consistent` and `num_tokens` as an HTML table, in full."""
+    words = cells(responses["correct"], responses["process_consistent"].astype("boolean"))
+    lines = [
+        f'<td class="text">{badge(word)}</td><td>{tokens}</td><td class="text">{mark_false_equations(text)}</td>'
+        for word, tokens, text in zip(words, responses["num_tokens"], responses["response"], strict=True)
+    ]
+    return html_table(["answer and process", "tokens", "response"], lines, text=("answer and process", "response"))
 
 
 def html_table(names: Sequence[str], lines: Sequence[str], text: Sequence[str] = ()) -> str:

@@ -1,7 +1,7 @@
 """How every picture looks: one template, one palette that colour-blind readers can tell apart, one style sheet.
 
-The colours are those of Okabe and Ito (2008). The rollouts that a reader must not miss, right answers with a wrong
-process, have the vermillion that nothing else has.
+The colours are those of Okabe and Ito (2008). A wrong process has the vermillion that nothing else has: rollouts that a
+reader must not miss, false equations, and curves of them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import plotly.graph_objects as go
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#333333"
 GREY, PALE, INK, GRID = "#8A9099", "#D3D7DD", "#2B2F36", "#E8EAED"
-SERIES = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, GREY)
 """Colours of arms, prompt groups and other things without an order, in the order in which they are used."""
 
 SEQUENTIAL = "Cividis"
 """From low to high, readable with any colour vision and in grey."""
-DIVERGING = [[0.0, BLUE], [0.5, "#F7F7F7"], [1.0, VERMILLION]]
-"""Around a middle that means something, such as no similarity."""
 
 SYMBOLS = ("circle", "x", "diamond", "square", "triangle-up", "cross")
 
@@ -40,7 +38,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 12.5, "color": INK},
-        "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}, "subtitle": {"font": {"size": 12}}},
+        "title": {
+            "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 10}, "font": {"size": 16},
+            "subtitle": {"font": {"size": 12}},
+        },
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(SERIES),
