@@ -2,8 +2,8 @@
 
     python scripts/bench_viz.py [--steps 50] [--folder DIR]
 
-Writes such a run (about 50 MB, kept in DIR when it is given) and measures in a fresh process, Python's side alone: what
-the browser needs comes on top and is measured by the browser test. Prints one JSON object; `_cpu` are seconds of this
+Writes such a run (about 50 MB, kept in DIR when it is given) and measures in a fresh process, Python's side alone: with
+the browser, `bench_viz_browser.py` measures it. Prints one JSON object; `_cpu` are seconds of this
 process's own, which a busy machine does not change.
 """
 

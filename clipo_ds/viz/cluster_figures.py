@@ -47,10 +47,10 @@ MAX_HOVER_LINES = 6_000
 """Points up to which each brings its own hover line (40 characters); above, hovering names the rollout alone."""
 
 PANELS = (
-    ("silhouette, within groups", "silhouette_group", BLUE),
-    ("right-right minus right-wrong cosine", "margin", GREEN),
-    ("probe AUC: right answer", "probe_correct", ORANGE),
-    ("probe AUC: process, right answers", "probe_process_among_correct", PURPLE),
+    ("silhouette within groups", "silhouette_group", BLUE),
+    ("cosine margin", "margin", GREEN),
+    ("probe AUC, answer", "probe_correct", ORANGE),
+    ("probe AUC, process", "probe_process_among_correct", PURPLE),
 )
 
 
@@ -220,9 +220,8 @@ def separation_course_figure(course: pd.DataFrame, step: int | None = None) -> g
             figure.update_yaxes(range=[0, 1.03], row=1, col=column)
     figure.update_xaxes(title_text="step", title_standoff=6)
     figure.update_annotations(font_size=12.5)
-    return titled(
-        figure, _course_title(course), "above the grey band: told by the rollouts, not by their prompts", height=340
-    ).update_layout(margin={"t": 112})
+    subtitle = "above the band: told by rollouts, not prompts; margin: right-right minus right-wrong; process if right"
+    return titled(figure, _course_title(course), subtitle, height=340, margin={"t": 112})
 
 
 def separation_figure(scores: dict) -> go.Figure:
@@ -242,9 +241,9 @@ def separation_figure(scores: dict) -> go.Figure:
         x=_narrow([scores[name].value for name in defined]), y=words, mode="markers", name="measured",
         marker={"size": 11, "color": BLUE}, hovertemplate="%{y}<br>%{x:.3f}<extra></extra>",
     )  # fmt: skip
-    above = sum(scores[name].value > scores[name].high for name in defined)
+    outside = sum(not scores[name].low <= scores[name].value <= scores[name].high for name in defined)
     return titled(
-        figure, f"{above} of {len(defined)} figures lie above their shuffled-label baseline",
+        figure, f"{outside} of {len(defined)} figures lie outside the band of shuffled labels",
         "original space, not the picture's; cosine, silhouette and AUC have no unit",
         height=360, xaxis={"title": "value"}, yaxis={"automargin": True, "showgrid": False},
     )  # fmt: skip

@@ -202,7 +202,7 @@ class ClusterExplorer(widgets.VBox):
         self._prompts = self.table.prompts()
         self._prompt.options = self._prompt_choices()
         self._play.max = len(self.table.steps) - 1
-        grow_slider(self._step, [*self.table.steps, ALL_STEPS], self._on_look, last=-2)
+        grow_slider(self._step, [*self.table.steps, ALL_STEPS], self._on_look, newest=-2)
         self.redraw()
         self.numbers.show_figure(self._numbers())
 

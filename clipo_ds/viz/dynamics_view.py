@@ -115,10 +115,9 @@ class GroupView(widgets.VBox):
         self.add_class("clipo-group")
 
     def grow(self) -> None:
-        """Take in the steps that have landed; a reader who was at the last one is taken along."""
+        """Take in the steps that have landed; the group that is being read stays."""
         self.table = newer(self.table.run, self.table)
-        if grow_slider(self._step, self.table.steps, self._on_step):
-            self._on_step({})
+        grow_slider(self._step, self.table.steps, self._on_step)
 
     def close(self) -> None:
         """Stop following; the run itself goes on."""

@@ -168,26 +168,19 @@ def grow_slider(
     options: Sequence[Any],
     on_value: Callable[[dict[str, Any]], None],
     *,
-    last: int = -1,
-) -> bool:
-    """Give a slider more options: what was chosen stays, but from the newest step it moves on to the newest one now.
+    newest: int | None = None,
+) -> None:
+    """Give a slider more options without telling `on_value`, which listens to it; what was chosen stays chosen.
 
-    Args:
-        slider: The slider.
-        options: The new ones.
-        on_value: Listens to its value, and is not told.
-        last: Where the newest step stands among the options.
-
-    Returns:
-        Whether another one is chosen now.
+    With `newest`, the place of the newest step among the options, a reader who was there is taken along.
     """
     chosen = slider.value
-    wanted = options[last] if chosen == slider.options[last] or chosen not in options else chosen
+    if newest is not None and chosen == slider.options[newest]:
+        chosen = options[newest]
     slider.unobserve(on_value, "value")
     slider.options = list(options)
-    slider.value = wanted
+    slider.value = chosen if chosen in options else options[-1]
     slider.observe(on_value, "value")
-    return wanted != chosen
 
 
 def in_background(work: Coroutine[Any, Any, None], tell: widgets.HTML) -> asyncio.Task[None] | None:
