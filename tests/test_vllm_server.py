@@ -62,6 +62,14 @@ def servers(started) -> list[Server]:
     return started
 
 
+@pytest.fixture
+def server(started) -> Server:
+    """The first of them alone."""
+    started[0].revive()
+    started[0].wait()
+    return started[0]
+
+
 @pytest.fixture(scope="module")
 def folder() -> str:
     return materialise_model("arithmetic", task=load_config("demo", SMALL[1:]).task)
@@ -253,11 +261,11 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def train_until_killed(run: Path, servers: list[Server], *flags: str, ranks: int | None = None) -> Popen[str]:
+def train_until_killed(run: Path, urls: list[str], *flags: str, ranks: int | None = None) -> Popen[str]:
     """A run without an end that has made two steps."""
     process = start(
         "train.py", *SMALL, CPU, "--steps=100000", "--logging.show_every=null", f"--run_dir={run}",
-        "--rollout.engine=vllm_server", f"--rollout.server.urls=[{','.join(server.url for server in servers)}]",
+        "--rollout.engine=vllm_server", f"--rollout.server.urls=[{','.join(urls)}]",
         *flags, ranks=ranks,
     )  # fmt: skip
     wait_for(lambda: steps_of(run) >= 2 or process.poll() is not None)
@@ -279,26 +287,19 @@ def steps_of(run: Path) -> int:
     return len(metrics(run)) if (run / "metrics.jsonl").exists() else 0
 
 
-def test_a_server_that_is_killed_stops_the_run_with_a_checkpoint(servers, tmp_path):
-    run = tmp_path / "run"
-    process = train_until_killed(run, servers)
-    servers[1].kill()
-    errors, line = last_words(process, run)
-    assert line.startswith(f"error: vLLM server {servers[1].url} does not answer")
-    assert servers[0].url not in line and "it is left out" not in errors
-
-
 def test_killed_servers_are_named_and_the_run_can_be_resumed(servers, tmp_path):
     """The first death leaves one server, which goes on; the second stops the run with a checkpoint."""
-    run = tmp_path / "run"
+    run, detour = tmp_path / "run", Detour(servers[0])
     overlap = ["--rollout.async_steps=1", "--objective.importance_cap=2"]
-    process = train_until_killed(run, servers, "--rollout.server.on_death=continue", *overlap, ranks=2)
-    servers[0].kill()
+    process = train_until_killed(
+        run, [detour.url, servers[1].url], "--rollout.server.on_death=continue", *overlap, ranks=2
+    )
+    detour.cut()
     reached = steps_of(run)
     wait_for(lambda: steps_of(run) >= reached + 3 or process.poll() is not None)
     servers[1].kill()
     errors, line = last_words(process, run)
-    assert f"{servers[0].url} does not answer" in errors and "it is left out, 1 go on" in errors
+    assert f"{detour.url} does not answer" in errors and "it is left out, 1 go on" in errors
     assert servers[1].url in line and "none is left" in line
     step = steps_of(run)
     checkpoint = run / "checkpoints" / f"step_{step:06d}"
@@ -306,3 +307,12 @@ def test_killed_servers_are_named_and_the_run_can_be_resumed(servers, tmp_path):
     train(f"--resume={checkpoint}", f"--steps={step + 1}", "--rollout.engine=transformers", "--rollout.server.urls=[]",
           "--rollout.async_steps=0", ranks=2)  # fmt: skip
     assert [row["step"] for row in metrics(run)] == list(range(1, step + 2))
+
+
+def test_a_server_that_is_killed_stops_the_run_with_a_checkpoint(server, tmp_path):
+    run = tmp_path / "run"
+    process = train_until_killed(run, [server.url])
+    server.kill()
+    errors, line = last_words(process, run)
+    assert line.startswith(f"error: vLLM server {server.url} does not answer")
+    assert "it is left out" not in errors
