@@ -74,7 +74,7 @@ def compare(recipe: str, overrides: Sequence[str], arms: Sequence[str], seeds: S
         for arm in arms:
             config = configs[arm, seed]
             run_dir = out / f"{arm}-seed{seed}"
-            if not _is_whole(run_dir, config.steps):
+            if not is_whole(run_dir, config.steps):
                 train(dataclasses.replace(config, resume="auto" if (arm, seed) in begun else None))
             run = open_run(run_dir)
             for data, last in last_evaluations(run.evaluations()).items():
@@ -138,7 +138,7 @@ def _is_begun(config: TrainConfig) -> bool:
     return True
 
 
-def _is_whole(run_dir: Path, steps: int) -> bool:
+def is_whole(run_dir: Path, steps: int) -> bool:
     """Whether the run has come to its end, the evaluation after the last step included."""
     if not (run_dir / "evaluations.jsonl").exists():
         return False
