@@ -115,11 +115,13 @@ def rollout_panel(rollouts: Mapping[str, Sequence[Any]], row: int) -> Panel:
     steps = {True: "no false step", False: "a false step", None: "steps not checkable"}
     answer = "right answer" if rollouts["correct"][row] else f"wrong answer (truth {rollouts['ground_truth'][row]})"
     title = f"{answer}, {steps[rollouts['process_consistent'][row]]}"
-    rewards = f"reward {rollouts['reward'][row]:.3f}, contrastive {rollouts['contrastive_reward'][row]:.3f}, " \
-        f"advantage {rollouts['advantage'][row]:.2f}"  # fmt: skip
+    contrastive = rollouts["contrastive_reward"][row]
+    parts = [f"reward {rollouts['reward'][row]:.3f}", f"advantage {rollouts['advantage'][row]:.2f}"]
+    if contrastive is not None:
+        parts.insert(1, f"contrastive {contrastive:.3f}")
     text = _short(str(rollouts["prompt"][row])) + "\n" + _short(str(rollouts["response"][row]))
     return Panel(
-        escape(text), title=escape(title), subtitle=escape(rewards), title_align="left", subtitle_align="right"
+        escape(text), title=escape(title), subtitle=escape(", ".join(parts)), title_align="left", subtitle_align="right"
     )
 
 

@@ -120,6 +120,11 @@ class RunWriter:
                 raise ValueError(f"`metrics` must be flat, got {value!r} under {name!r}")
         self._append(METRICS, {"step": step, **metrics})
 
+    def evaluated(self, step: int) -> set[str]:
+        """The test sets whose evaluation after `step` is on record."""
+        file = self.path / EVALUATIONS
+        return {row["data"] for row in _read_jsonl(file) if row["step"] == step} if file.exists() else set()
+
     def write_evaluation(self, step: int, evaluation: Mapping[str, Any]) -> None:
         """Append the result of one evaluation after `step` (0 is before training); values may be nested."""
         self._append(EVALUATIONS, {"step": step, **evaluation})

@@ -38,7 +38,7 @@ def rollout_columns(
         "outcome_reward": [j.outcome for j in judgements],
         "reward": total_reward.tolist(),
         "contrastive_loss": [None] * len(flat),
-        "contrastive_reward": [0.0] * len(flat),
+        "contrastive_reward": [None] * len(flat),
         "advantage": advantages.tolist(),
         "num_tokens": experience.mask.sum(1).tolist(),
         "truncated": [rollout.truncated for _, rollout in flat],

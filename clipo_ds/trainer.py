@@ -107,8 +107,7 @@ def run_loop(parts: Parts) -> bool:
 
 def _steps(parts: Parts) -> bool:
     config = parts.config
-    if parts.progress.step == 0 and config.evaluation.every is not None:
-        evaluate_now(parts, step=0)
+    _evaluate_if_due(parts, parts.progress.step)  # an earlier start may have been cut off before it came to this
     while parts.progress.step < config.steps:
         step, before = parts.progress.step + 1, parts.progress
         try:
@@ -121,8 +120,7 @@ def _steps(parts: Parts) -> bool:
         if record.sampler_lost is not None:
             raise record.sampler_lost
         last = step == config.steps
-        if config.evaluation.every is not None and (last or _due(config.evaluation.every, step)):
-            evaluate_now(parts, step)
+        _evaluate_if_due(parts, step)
         # One rank's signal stops all of them, after the same step.
         stopping = bool(distributed.max_over_ranks(parts.stop_requested, parts.ranks.device))
         if last or stopping or _due(config.checkpoint.every, step):
@@ -223,7 +221,9 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
 
 
 def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
-    """Evaluate the sampler's weights, which are the policy's, on every test set; called by all ranks.
+    """Evaluate the sampler's weights, which are the policy's, on every test set that is not on record for this step.
+
+    Called by all ranks.
 
     Returns the results on rank 0, an empty mapping elsewhere.
 
@@ -232,7 +232,10 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
     """
     config, results = parts.config, {}
     setting = config.evaluation
+    recorded = distributed.broadcast_object(None if parts.writer is None else parts.writer.evaluated(step))
     for name, prompts in parts.tests.items():
+        if name in recorded:
+            continue
         own = [prompts[i] for i in parts.ranks.share(len(prompts))]
         failure: Exception | None = None
         try:
@@ -261,6 +264,12 @@ def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
         parts.trackers.log({k: v for k, v in flat.items() if isinstance(v, int | float)}, step)
     parts.display.evaluation(step, results)
     return results
+
+
+def _evaluate_if_due(parts: Parts, step: int) -> None:
+    every = parts.config.evaluation.every
+    if every is not None and (step == parts.config.steps or _due(every, step)):
+        evaluate_now(parts, step)
 
 
 def _sample_ahead(parts: Parts, step: int) -> None:

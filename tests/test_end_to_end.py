@@ -225,7 +225,14 @@ def test_every_objective_trains_with_and_without_the_contrastive_term(tmp_path):
         losses[arm] = rows[1]["policy/grad_norm"]
     # the arms are not one and the same program
     assert len({round(value, 7) for value in losses.values()}) >= len(arms) - 1
-    # what is whole is not trained again
-    before = (tmp_path / "grpo-seed3" / "metrics.jsonl").stat().st_mtime_ns
+    # what is whole is not trained again; an evaluation that a run was cut off before is made
+    before = (tmp_path / "grpo-seed3" / "metrics.jsonl").read_text()
+    file = tmp_path / "grpo-seed3" / "evaluations.jsonl"
+    evaluated = file.read_text().splitlines()
+    file.write_text("".join(line + "\n" for line in evaluated[:-1]))
     assert run("compare.py", *settings, "--arms=grpo", "--seeds=3", f"--out={tmp_path}").returncode == 0
-    assert (tmp_path / "grpo-seed3" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert (tmp_path / "grpo-seed3" / "metrics.jsonl").read_text() == before
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["step"], row["data"]) for row in again] == [
+        (row["step"], row["data"]) for row in map(json.loads, evaluated)
+    ]

@@ -18,7 +18,7 @@ OPENING, CLOSING = "<!-- metrics -->\n", "<!-- /metrics -->"
 
 def readme_with_table() -> str:
     text = README.read_text(encoding="utf-8")
-    rows = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in METRICS.items())
+    rows = "".join(f"| `{name}` | {meaning.replace('|', '&#124;')} |\n" for name, meaning in METRICS.items())
     start, stop = text.index(OPENING) + len(OPENING), text.index(CLOSING)
     return f"{text[:start]}\n| key in metrics.jsonl | meaning |\n|---|---|\n{rows}\n{text[stop:]}"
 
