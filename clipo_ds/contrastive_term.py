@@ -77,6 +77,9 @@ class ContrastiveTerm:
             correct: Bool[N], the verifier's verdicts.
             group: Int[N], labels that no other rank uses.
             step: Names the random stream of the drawn positives and of the placebo.
+
+        Raises:
+            FloatingPointError: On all ranks, where the embeddings of one are not finite.
         """
         config = self.config
         wants_gradient = config.policy_loss_weight > 0
@@ -160,6 +163,9 @@ class ContrastiveTerm:
         config = self.config
         states = debias_states(pooled, group, config.debias)
         embeddings = self.head(states)
+        broken = not bool(embeddings.detach().isfinite().all())
+        if distributed.max_over_ranks(float(broken), self.ranks.device):
+            raise FloatingPointError("the contrastive embeddings are not finite")
         everyone_correct, first_row = distributed.gather_rows(correct)
         if config.level == "group":
             all_embeddings, all_correct, all_group, rows = embeddings, correct, group, slice(0, len(correct))

@@ -15,6 +15,7 @@ from clipo_ds import distributed
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, SampledGroups
+from clipo_ds.objectives import kl_estimate
 from clipo_ds.schema import TrainConfig
 
 METRICS = {
@@ -39,12 +40,12 @@ METRICS = {
     "policy/grad_norm": "gradient norm before clipping, mean over the step's updates",
     "policy/clip_low": "share of trained tokens clipped at the lower bound of the ratio",
     "policy/clip_high": "share of trained tokens clipped at the upper bound of the ratio",
-    "policy/kl_old": "KL (k3) of the policy from the one that sampled, nats a token",
+    "policy/kl_old": "KL(old policy || policy), k3 on the old policy's samples, nats a token",
     "policy/kl_reference": "KL from the frozen reference, nats a token (with objective.kl_coefficient)",
     "policy/learning_rate": "learning rate of the next update",
     "mismatch/mean_abs": "mean |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/max_abs": "largest |trainer - sampler| log-probability of the sampled tokens",
-    "mismatch/kl": "KL (k3) of trainer from sampler, nats a token",
+    "mismatch/kl": "KL(sampler || trainer), k3 on the sampler's samples, nats a token",
     "mismatch/after_sync": "largest |trainer - server| log-probability of one rollout a rank, updated (async_steps)",
     "rollout/staleness": "steps between the weights that sampled and those trained (with rollout.async_steps)",
     "contrastive/loss": "mean contrastive loss over valid anchors, before the head's update",
@@ -100,7 +101,7 @@ class Means:
 def rollout_metrics(
     experience: Experience, sampled: SampledGroups, total_reward: Tensor, zero_variance: Tensor, ranks: Ranks
 ) -> dict[str, float]:
-    """What the rollouts of a step are like: rewards, answers, steps, groups, lengths, entropy, mismatch."""
+    """What the rollouts of a step are like: rewards, answers, steps, groups, lengths, entropy."""
     means = Means()
     correct = experience.correct
     checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
@@ -124,9 +125,15 @@ def rollout_metrics(
     for status in ("no_answer", "timeout"):
         means.add(f"verifier/{status}", torch.tensor([j.status == status for j in experience.judgements]))
     means.add("policy/entropy", experience.entropy, experience.mask)
+    return means.reduce(ranks)
+
+
+def mismatch_metrics(experience: Experience, ranks: Ranks) -> dict[str, float]:
+    """How far the sampler's log-probabilities of the sampled tokens are from the trainer's."""
+    means = Means()
     difference = (experience.old_logprobs - experience.rollout_logprobs)[experience.mask]
     means.add("mismatch/mean_abs", difference.abs())
-    means.add("mismatch/kl", difference.neg().exp() + difference - 1)
+    means.add("mismatch/kl", kl_estimate(experience.rollout_logprobs, experience.old_logprobs, "k3"), experience.mask)
     reduced = means.reduce(ranks)
     largest = float(difference.abs().max()) if difference.numel() else 0.0
     reduced["mismatch/max_abs"] = distributed.max_over_ranks(largest, ranks.device)

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
+
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
 from clipo_ds.ahead import gap_after_sync
@@ -30,7 +32,7 @@ from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.evaluate import EvaluationResult, response_columns, run_problems, summarise
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
-from clipo_ds.metrics import contrastive_metrics, rollout_metrics, warnings_in_words
+from clipo_ds.metrics import contrastive_metrics, mismatch_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.rows import concatenate, rollout_columns
@@ -142,66 +144,15 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
     """
     config, ranks = parts.config, parts.ranks
     watch = Stopwatch()
-    sampler_lost: SamplerLost | None = None
-    frozen = config.contrastive is not None and step <= config.contrastive.head_warmup_steps
-    pad_token_id = parts.tokenizer.pad_token_id
     with watch.phase("step"):
-        with watch.phase("generate"):
-            sampled = sample_groups(
-                config, parts.engine, parts.judge, ranks, prompts, parts.draw,
-                step=step, dynamic=parts.spec.dynamic_sampling,
-                ready=None if parts.ahead is None else parts.ahead.take(step),
-            )  # fmt: skip
-        if parts.ahead is not None and step < config.steps:
-            _sample_ahead(parts, step + 1)
-        parts.engine.sleep()
-        watch.seconds["time/verify"] = sampled.verify_seconds
-        watch.seconds["time/generate"] -= sampled.verify_seconds
+        sampled = _sample(parts, prompts, step, watch)
         with watch.phase("score"):
             experience = score_groups(
-                config, parts.policy, ranks, sampled, pad_token_id=pad_token_id,
+                config, parts.policy, ranks, sampled, pad_token_id=parts.tokenizer.pad_token_id,
                 with_reference=config.objective.kl_coefficient > 0,
             )  # fmt: skip
-        with watch.phase("contrastive"):
-            outcome, contrast = _contrast(parts, experience, step)
-        total_reward = experience.reward if outcome is None else experience.reward + outcome.reward.cpu()
-        advantages = group_advantages(total_reward, experience.group, normalize=parts.spec.advantage_normalize)
-        zero_variance = zero_variance_groups(total_reward, experience.group)
-        columns = rollout_columns(
-            experience, outcome, total_reward, advantages,
-            step=step, with_embeddings=config.logging.save_embeddings,
-        )  # fmt: skip
-        metrics = rollout_metrics(experience, sampled, total_reward, zero_variance, ranks) | contrast
-        try:
-            check_parity(config, metrics, tied_head=parts.policy.has_tied_head, stale=sampled.staleness > 0)
-        except MismatchError as error:
-            _write_rollouts(parts, columns, step)
-            raise MismatchError(f"step {step}: {error}; {_what_is_left(parts)}") from error
-        if not frozen:
-            with watch.phase("update"):
-                targets = Targets(advantages, zero_variance, None if outcome is None else outcome.pooled_gradient)
-                try:
-                    metrics |= update_policy(
-                        config, parts.spec, parts.policy, ranks, experience, targets,
-                        pad_token_id=pad_token_id, step=step,
-                    )  # fmt: skip
-                except FloatingPointError as error:
-                    _write_rollouts(parts, columns, step)
-                    raise FloatingPointError(f"step {step}: {error}; {_what_is_left(parts)}") from error
-        try:
-            # A server's weights must not change under a request.
-            with watch.phase("generate"):
-                distributed.raise_everywhere(None if parts.ahead is None else parts.ahead.failure())
-            with watch.phase("sync"):
-                parts.engine.wake()
-                if not frozen:
-                    sync_weights(parts.policy.model, parts.engine)
-                if parts.ahead is not None:
-                    metrics["mismatch/after_sync"] = gap_after_sync(
-                        config, parts.policy, parts.ahead.engine, ranks, experience, pad_token_id=pad_token_id
-                    )
-        except (FloatingPointError, SamplerLost) as error:  # of the next step's rollouts, or of the sync
-            sampler_lost = SamplerLost(str(error))
+        metrics, columns = _learn(parts, sampled, experience, step, watch)
+        sampler_lost = _hand_over(parts, experience, step, metrics, watch)
         with watch.phase("record"):
             _write_rollouts(parts, columns, step)
     if "mismatch/after_sync" in metrics:
@@ -218,6 +169,104 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
     parts.trackers.log(metrics, step)
     parts.display.warn(warnings_in_words(config, metrics), step)
     return record
+
+
+def _sample(parts: Parts, prompts: Sequence[Prompt], step: int, watch: Stopwatch) -> SampledGroups:
+    """The step's groups with their verdicts; the next step's are begun where the sampler works beside the training."""
+    with watch.phase("generate"):
+        sampled = sample_groups(
+            parts.config, parts.engine, parts.judge, parts.ranks, prompts, parts.draw,
+            step=step, dynamic=parts.spec.dynamic_sampling,
+            ready=None if parts.ahead is None else parts.ahead.take(step),
+        )  # fmt: skip
+    watch.seconds["time/verify"] = sampled.verify_seconds
+    watch.seconds["time/generate"] -= sampled.verify_seconds
+    if parts.ahead is not None and step < parts.config.steps:
+        _sample_ahead(parts, step + 1)
+    parts.engine.sleep()
+    return sampled
+
+
+def _learn(
+    parts: Parts, sampled: SampledGroups, experience: Experience, step: int, watch: Stopwatch
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Check the sampler, train head and policy; give the step's metrics and the columns of its rollouts.
+
+    Raises:
+        FloatingPointError, MismatchError: As `train_step`; the rollouts are written first.
+    """
+    config, ranks = parts.config, parts.ranks
+    frozen = _policy_is_frozen(config, step)
+    total_reward, targets = _targets(parts, experience, None)
+    columns = _columns(parts, experience, None, total_reward, targets, step)
+    try:
+        metrics = mismatch_metrics(experience, ranks)
+        check_parity(config, metrics, tied_head=parts.policy.has_tied_head, stale=sampled.staleness > 0)
+        with watch.phase("contrastive"):
+            outcome, contrast = _contrast(parts, experience, step)
+        total_reward, targets = _targets(parts, experience, outcome)
+        columns = _columns(parts, experience, outcome, total_reward, targets, step)
+        metrics |= rollout_metrics(experience, sampled, total_reward, targets.zero_variance, ranks) | contrast
+        if not frozen:
+            with watch.phase("update"):
+                metrics |= update_policy(
+                    config, parts.spec, parts.policy, ranks, experience, targets,
+                    pad_token_id=parts.tokenizer.pad_token_id, step=step,
+                )  # fmt: skip
+    except (FloatingPointError, MismatchError) as error:
+        _write_rollouts(parts, columns, step)
+        raise type(error)(f"step {step}: {error}; {_what_is_left(parts)}") from error
+    return metrics, columns
+
+
+def _policy_is_frozen(config: TrainConfig, step: int) -> bool:
+    return config.contrastive is not None and step <= config.contrastive.head_warmup_steps
+
+
+def _targets(parts: Parts, experience: Experience, outcome: ContrastiveOutcome | None) -> tuple[Tensor, Targets]:
+    """What every rollout earns, Float[N], and what the update makes of it."""
+    total = experience.reward if outcome is None else experience.reward + outcome.reward.cpu()
+    advantages = group_advantages(total, experience.group, normalize=parts.spec.advantage_normalize)
+    zero_variance = zero_variance_groups(total, experience.group)
+    return total, Targets(advantages, zero_variance, None if outcome is None else outcome.pooled_gradient)
+
+
+def _columns(
+    parts: Parts,
+    experience: Experience,
+    outcome: ContrastiveOutcome | None,
+    total_reward: Tensor,
+    targets: Targets,
+    step: int,
+) -> dict[str, Any]:
+    return rollout_columns(
+        experience, outcome, total_reward, targets.advantages,
+        step=step, with_embeddings=parts.config.logging.save_embeddings,
+    )  # fmt: skip
+
+
+def _hand_over(
+    parts: Parts, experience: Experience, step: int, metrics: dict[str, float], watch: Stopwatch
+) -> SamplerLost | None:
+    """The new weights to the sampler; what it was lost to, where it was. Adds `mismatch/after_sync` to the metrics."""
+    config = parts.config
+    frozen = _policy_is_frozen(config, step)
+    try:
+        # A server's weights must not change under a request.
+        with watch.phase("generate"):
+            distributed.raise_everywhere(None if parts.ahead is None else parts.ahead.failure())
+        with watch.phase("sync"):
+            parts.engine.wake()
+            if not frozen:
+                sync_weights(parts.policy.model, parts.engine)
+            if parts.ahead is not None:
+                metrics["mismatch/after_sync"] = gap_after_sync(
+                    config, parts.policy, parts.ahead.engine, parts.ranks, experience,
+                    pad_token_id=parts.tokenizer.pad_token_id,
+                )  # fmt: skip
+    except (FloatingPointError, SamplerLost) as error:  # of the next step's rollouts, or of the sync
+        return SamplerLost(str(error))
+    return None
 
 
 def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:

@@ -142,7 +142,8 @@ def _micro_batch_loss(
         pull = (scores.pooled * targets.pooled_gradient[rows.to(device)]).sum()
         loss = loss + config.contrastive.policy_loss_weight * config.optimizer.mini_batches * pull
     sums["loss"] += float(loss.detach())
-    sums["kl_old"] += float((kl_estimate(scores.logprobs.detach(), old, "k3") * mask).sum())
+    # The tokens are samples of the old policy, so it is the KL from there that they estimate.
+    sums["kl_old"] += float((kl_estimate(old, scores.logprobs.detach(), "k3") * mask).sum())
     sums["clip_low"] += float((terms.clipped_low & mask).sum())
     sums["clip_high"] += float((terms.clipped_high & mask).sum())
     sums["tokens"] += float(mask.sum())

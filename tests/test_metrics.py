@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipo_ds import distributed
-from clipo_ds.metrics import METRICS, Means, warnings_in_words
+from clipo_ds.experience import Experience, SampledGroups
+from clipo_ds.metrics import METRICS, Means, mismatch_metrics, warnings_in_words
+from clipo_ds.rewards import Judgement
 from clipo_ds.schema import DataConfig, ModelConfig, RolloutConfig, TrainConfig
+from clipo_ds.types import Group, Prompt, Rollout
 
 README = Path(__file__).parents[1] / "README.md"
 OPENING, CLOSING = "<!-- metrics -->\n", "<!-- /metrics -->"
@@ -29,8 +31,43 @@ def test_readme_lists_every_metric():
     assert README.read_text(encoding="utf-8") == readme_with_table(), "run `python tests/test_metrics.py`"
 
 
-def test_means_divide_sums_by_counts_and_are_nan_over_nothing():
-    ranks = distributed.start()
+def a_step(sampler: list[float], trainer: list[float], correct: list[bool], group_size: int = 2):
+    """The experience of one-token rollouts, and the groups that it comes from."""
+    size = len(correct)
+    judgements = [Judgement(c, "1", "verified", None, float(c), 0.0, {}, float(c)) for c in correct]
+    prompt, rollouts = Prompt(0, "p", (1,), "1", "test"), [Rollout((2,), (p,), "r", False) for p in sampler]
+    judged = [
+        (Group(prompt, tuple(rollouts[at : at + group_size])), judgements[at : at + group_size])
+        for at in range(0, size, group_size)
+    ]
+    experience = Experience(
+        flat=[(prompt, rollout) for rollout in rollouts],
+        judgements=judgements,
+        group=torch.arange(size) // group_size,
+        correct=torch.tensor(correct),
+        reward=torch.tensor(correct).float(),
+        dropped=torch.zeros(size, dtype=torch.bool),
+        mask=torch.ones(size, 1, dtype=torch.bool),
+        rollout_logprobs=torch.tensor(sampler)[:, None],
+        old_logprobs=torch.tensor(trainer)[:, None],
+        entropy=torch.zeros(size, 1),
+        pooled=torch.zeros(size, 3),
+        reference_logprobs=None,
+    )
+    return experience, SampledGroups(judged, [False] * len(judged), 1, size, sum(correct), 0.0, 0)
+
+
+def test_mismatch_kl_is_that_of_the_trainer_from_the_sampler(ranks):
+    # Two tokens of probability 3/4 and 1/4 to the sampler, 1/4 and 3/4 to the trainer, as often as the sampler gives
+    # them: KL(sampler || trainer) = 3/4 ln 3 - 1/4 ln 3.
+    often, seldom = math.log(0.75), math.log(0.25)
+    experience, _ = a_step([often] * 3 + [seldom], [seldom] * 3 + [often], [True, False] * 2)
+    metrics = mismatch_metrics(experience, ranks)
+    assert metrics["mismatch/kl"] == pytest.approx(math.log(3) / 2, rel=1e-5)
+    assert metrics["mismatch/mean_abs"] == pytest.approx(math.log(3), rel=1e-5)
+
+
+def test_means_divide_sums_by_counts_and_are_nan_over_nothing(ranks):
     means = Means()
     values = torch.tensor([1.0, 2.0, 6.0])
     means.add("all", values)  # 9 / 3
@@ -38,7 +75,6 @@ def test_means_divide_sums_by_counts_and_are_nan_over_nothing():
     means.add("none", values, torch.zeros(3, dtype=torch.bool))
     means.add("shares", torch.tensor([True, False, False, False]))  # 1 / 4
     reduced = means.reduce(ranks)
-    distributed.stop()
     assert reduced["all"] == 3
     assert reduced["some"] == 3.5
     assert math.isnan(reduced["none"])

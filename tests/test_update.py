@@ -160,3 +160,14 @@ def test_mini_batches_and_epochs_take_that_many_steps(folder, ranks):
     assert metrics["policy/grad_norm"] > 0
     # after the first epoch the policy has moved away from the one that is in old_logprobs
     assert metrics["policy/kl_old"] > update(folder, ranks, settings())["policy/kl_old"]
+
+
+def test_kl_from_the_old_policy_is_estimated_on_its_own_samples(folder, ranks):
+    metrics = update(folder, ranks, settings())
+    policy = make_policy(folder, ranks, stage=0)
+    experience = scored(policy)
+    logprobs = policy.score(collate(experience.flat, [[row] for row in range(12)], 0)).logprobs
+    trained = experience.mask & (targets().advantages != 0)[:, None]
+    d = (logprobs - experience.old_logprobs)[trained]  # log(policy / old): exp(d) averages to 1 under the old policy
+    assert metrics["policy/kl_old"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4)
+    assert metrics["policy/kl_old"] != pytest.approx(float((d.neg().exp() + d - 1).mean()), rel=1e-3)
