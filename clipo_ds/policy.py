@@ -225,6 +225,14 @@ class Policy:
             raise FloatingPointError("the gradient is not finite")
         return norm if norm is not None else float(self.engine.get_global_grad_norm())
 
+    def renew_learning_rate(self) -> None:
+        """Take the next step's learning rate from the schedule: a checkpoint of a shorter run holds another one."""
+        schedule = self.engine.lr_scheduler
+        for group, peak, course in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = peak * course(schedule.last_epoch)
+
     @property
     def learning_rate(self) -> float:
         """Learning rate that the next step uses."""

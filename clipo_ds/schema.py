@@ -482,7 +482,8 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after its warm-up; linear and cosine end at 0."""
+    """Course of the learning rate after its warm-up; linear and cosine end at 0 with the last step. Where a resumed run
+    is given other `steps`, the rest of it follows the course that ends at the new last one."""
     warmup_steps: int = 0
     """Optimiser steps over which the learning rate rises from 0."""
     max_grad_norm: float = 1.0
@@ -606,7 +607,7 @@ class TrainConfig:
     """Run folder; null makes a fresh one under runs/."""
     resume: str | None = None
     """`auto` continues from the newest whole checkpoint of the run folder, a path from that checkpoint; null starts
-    anew."""
+    anew. Settings are those of the folder's config.yaml, and few of them may be given anew (README)."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", "at least 1", self.steps)

@@ -76,6 +76,7 @@ LAYERS: dict[str, list[str]] = {
         "parity",
         "update",
         "ahead",
+        "resuming",
         "parts",
         "trainer",
         "standalone",
