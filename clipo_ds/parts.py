@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from clipo_ds import arithmetic, checkpoint, distributed
 from clipo_ds.ahead import Ahead
 from clipo_ds.checkpoint import Progress
+from clipo_ds.checks import check_ds_config, check_model
 from clipo_ds.config import dump_config, read_ds_config
 from clipo_ds.contrastive import ContrastiveHead
 from clipo_ds.contrastive_term import ContrastiveTerm, load_head
@@ -137,6 +138,8 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
             facts.config.get_text_config().hidden_size, config.contrastive.head_output_size, config.contrastive.head
         )
         load_head(head, config.contrastive.head_path)
+    check_ds_config(config.ds_config, ds_config)
+    check_model(config.model, facts)
     check_trackers(config.logging.trackers)
     spec = resolve_objective(
         config.objective.name,
@@ -148,13 +151,20 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
         advantage_normalize=config.objective.advantage_normalize,
         dynamic_sampling=config.objective.dynamic_sampling,
     )
+    if spec.dynamic_sampling and config.rollout.group_size == 1:
+        raise InputError(
+            "`rollout.group_size` must be at least 2 for dynamic sampling (objective.dynamic_sampling, on for dapo): "
+            "the rewards of a group of one are all equal; got 1"
+        )
     build_judge(config, spec).close()  # imports the user's reward functions
     prompts, tests = _load_data(config, facts.tokenizer)
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    limit = getattr(facts.config, "max_position_embeddings", None)
+    longest = config.data.max_prompt_tokens + config.longest_response
+    limit = getattr(facts.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
+        section = "rollout" if config.longest_response == config.rollout.max_new_tokens else "evaluation"
         raise InputError(
-            f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
+            f"`{section}.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, "
+            f"got {longest}"
         )
     plan = Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from)
     if config.rollout.engine == "vllm":

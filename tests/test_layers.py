@@ -58,6 +58,7 @@ LAYERS: dict[str, list[str]] = {
         "decoding",
         "generation",
         "policy",
+        "checks",
         "weight_sync",
         "vllm_engine",
         "vllm_client",
