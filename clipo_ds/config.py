@@ -37,7 +37,7 @@ from clipo_ds.fields import (
     nearest,
     yaml_text,
 )
-from clipo_ds.schema import TrainConfig
+from clipo_ds.schema import MAY_BE_INFINITE, TrainConfig
 from clipo_ds.types import InputError
 
 __all__ = [
@@ -327,6 +327,8 @@ def _fit_or_raise(value: Any, field: Field, source: str) -> Any:
     fitted = _fit(value, field.hint, field.path, source)
     if fitted is _MISFIT:
         wanted = describe(field.hint)
+        if isinstance(value, float):
+            wanted = wanted.replace("a number", "a finite number")
         if field.section is not None:
             wanted = f"a section ({field.path}.…)" + (" or null" if field.optional else "")
         shown = repr(value) if isinstance(value, str) else yaml_text(value)
@@ -353,15 +355,15 @@ def _fit(value: Any, hint: Any, path: str, source: str) -> Any:
     if is_section(hint):
         return _fit_item(value, hint, path, source) if isinstance(value, dict) else _MISFIT
     if hint is float:
-        return float(value) if _is_number(value) else _MISFIT
+        return float(value) if _is_number(value, path) else _MISFIT
     if isinstance(value, bool) and hint is not bool:
         return _MISFIT
     return value if isinstance(value, hint) else _MISFIT
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any, path: str) -> bool:
     if isinstance(value, float):
-        return not math.isnan(value)
+        return math.isfinite(value) or (math.isinf(value) and path in MAY_BE_INFINITE)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
 
 
