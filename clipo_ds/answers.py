@@ -19,9 +19,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from clipo_ds.equality import MAX_ANSWER_CHARS, same_answer
 from clipo_ds.extraction import choice_in_sentence, choice_letter, final_answer, find_boxes, truth_answers
@@ -54,9 +54,7 @@ class Verdict:
 class GroundTruthFailure:
     """A ground truth that does not verify against itself."""
 
-    source: str
-    index: int  # row of the file (`extra_info.index`), or position in what was checked
-    ground_truth: str
+    position: int  # in what was checked
     reason: str
 
 
@@ -224,39 +222,18 @@ def verify_answer(text: str, ground_truth: str, *, kind: str = "math", timeout_s
     return _shared_verifier().verify_many([text], [ground_truth], kind, timeout=timeout_s)[0]
 
 
-def check_ground_truths(rows: Iterable[Prompt | Mapping[str, Any]]) -> list[GroundTruthFailure]:
-    r"""The rows whose ground truth does not verify against itself, in order; an empty list is good news.
+def check_ground_truths(prompts: Iterable[Prompt]) -> list[GroundTruthFailure]:
+    r"""The prompts whose ground truth does not verify against itself, in order; an empty list is good news.
 
     Each ground truth is put into a response, "The answer is \boxed{...}", and a worked solution is also taken as a
     response. Both must be verified. This catches truths without an answer, unbalanced braces and the like; it takes no
     worker and about 0.1 ms a row.
 
-    Args:
-        rows: prompts, or rows in the layout of RLVR data sets (`data_source`, `reward_model` with `ground_truth`,
-            `extra_info` with `index`), where a truth that is a single letter A to J makes the row a choice.
-
-    >>> check_ground_truths([{"data_source": "mine", "reward_model": {"ground_truth": r"There are $\boxed{}$."}}])
-    [GroundTruthFailure(source='mine', index=0, ground_truth='There are $\\boxed{}$.', reason='no_truth')]
+    >>> check_ground_truths([Prompt(0, "", (), r"There are $\boxed{}$.", "mine")])
+    [GroundTruthFailure(position=0, reason='no_truth')]
     """
-    failures = []
-    for position, row in enumerate(rows):
-        source, index, truth, kind = _truth_of(row, position)
-        reason = _self_check(truth, kind)
-        if reason is not None:
-            failures.append(GroundTruthFailure(source, index, truth, reason))
-    return failures
-
-
-def _truth_of(row: Prompt | Mapping[str, Any], position: int) -> tuple[str, int, str, str]:
-    if isinstance(row, Prompt):
-        return row.source, row.uid, row.ground_truth, row.kind
-    model = row.get("reward_model")
-    if not isinstance(model, Mapping) or "ground_truth" not in model:
-        raise InputError(f"`reward_model.ground_truth` must be given, got {model!r} (row {position})")
-    truth = str(model["ground_truth"])
-    letter = len(truth.strip()) == 1 and choice_letter(truth.strip().upper()) is not None
-    index = (row.get("extra_info") or {}).get("index", position)
-    return str(row.get("data_source", "")), int(index), truth, "choice" if letter else "math"
+    checked = ((position, _self_check(prompt.ground_truth, prompt.kind)) for position, prompt in enumerate(prompts))
+    return [GroundTruthFailure(position, reason) for position, reason in checked if reason is not None]
 
 
 def _self_check(truth: str, kind: str) -> str | None:

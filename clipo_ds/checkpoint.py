@@ -19,6 +19,7 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,19 +125,26 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return max(whole, key=lambda path: path.name, default=None)
 
 
-def check_resumable(checkpoint: Path, world_size: int, zero_stage: int, *, with_term: bool) -> None:
+def require_checkpoint(checkpoint: Path) -> None:
+    """Check that a folder is a checkpoint.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not (checkpoint / "checkpoint.json").is_file():
+        raise InputError(
+            f"`resume` must be `auto` or a whole checkpoint folder (…/checkpoints/step_NNNNNN), got '{checkpoint}'"
+        )
+
+
+def check_resumable(checkpoint: Path, world_size: int, zero_stage: int, *, steps: int, with_term: bool) -> None:
     """Check that a run of this shape can continue from a checkpoint.
 
     Raises:
-        InputError: It is no whole checkpoint, or it was written by another number of ranks, another ZeRO stage, or
-            with a contrastive term where this run has none (or the other way round).
+        InputError: It was written by another number of ranks or another ZeRO stage, or after more steps than the run
+            is to have, or a file of it is missing.
     """
-    try:
-        facts = json.loads((checkpoint / "checkpoint.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"`resume` must be `auto` or a whole checkpoint folder (…/checkpoints/step_NNNNNN), got '{checkpoint}'"
-        ) from None
+    facts = json.loads((checkpoint / "checkpoint.json").read_text())
     if facts["world_size"] != world_size:
         raise InputError(
             f"`resume` must be run on as many ranks as wrote the checkpoint ({facts['world_size']}), got {world_size}; "
@@ -146,16 +154,33 @@ def check_resumable(checkpoint: Path, world_size: int, zero_stage: int, *, with_
         raise InputError(
             f"`ds_config` must have ZeRO stage {facts['zero_stage']} to resume {checkpoint.name}, got {zero_stage}"
         )
-    has_head = (checkpoint / "head.safetensors").exists()
-    if has_head != with_term:
-        have, want = ("a", "no") if has_head else ("no", "a")
-        raise InputError(f"`contrastive` must be as in the checkpoint: it has {have} contrastive head, this run {want}")
+    if facts["step"] > steps:
+        raise InputError(f"`steps` must be at least the {facts['step']} of {checkpoint}, got {steps}")
+    for file in _files_of(world_size, zero_stage, with_term=with_term):
+        if not any(checkpoint.glob(file)):
+            raise InputError(f"`resume` must be a whole checkpoint, got '{checkpoint}' without {file}")
+
+
+def _files_of(world_size: int, zero_stage: int, *, with_term: bool) -> Iterator[str]:
+    """The files that `load_checkpoint` reads, as patterns; DeepSpeed puts the precision before some of its names."""
+    yield "trainer.pt"
+    if with_term:
+        yield "head.safetensors"
+    for rank in range(world_size):
+        yield f"rng_rank_{rank}.pt"
+        if zero_stage == 3:
+            yield f"engine/state/*zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
+        if zero_stage > 0:
+            yield f"engine/state/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    if zero_stage < 3:
+        yield "engine/state/mp_rank_00_model_states.pt"
 
 
 def load_checkpoint(checkpoint: Path, policy: Policy, term: ContrastiveTerm | None, ranks: Ranks) -> Progress:
     """Bring policy, optimiser, schedule, head and random generators back; all ranks call it after `check_resumable`."""
     state = torch.load(checkpoint / "trainer.pt", map_location=ranks.device, weights_only=True)
     policy.engine.load_checkpoint(str(checkpoint / "engine"), tag="state", load_module_strict=False)
+    policy.renew_learning_rate()
     if term is not None:
         term.head.load_state_dict(load_file(checkpoint / "head.safetensors", device=str(ranks.device)))
         if term.optimizer is not None and state["head_optimizer"] is not None:

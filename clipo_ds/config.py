@@ -13,6 +13,7 @@ leans on PyYAML, argparse and docstring_parser.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 import shlex
@@ -36,7 +37,7 @@ from clipo_ds.fields import (
     nearest,
     yaml_text,
 )
-from clipo_ds.schema import TrainConfig
+from clipo_ds.schema import MAY_BE_INFINITE, TrainConfig
 from clipo_ds.types import InputError
 
 __all__ = [
@@ -50,6 +51,8 @@ __all__ = [
     "shipped_recipes",
     "split_train_arguments",
 ]
+
+logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -136,10 +139,10 @@ def split_train_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The recipe and the overrides of a command line of `scripts/train.py`.
 
     `--help` prints every field and exits. The launcher's `--local_rank` is dropped: ranks come from the environment.
-    Without a recipe, a run that is resumed goes on with the settings in its own folder.
+    A run that is resumed goes on with the settings in its own folder, whether its recipe is given again or not.
 
     Raises:
-        InputError: No recipe, two of them, or something that is not a flag.
+        InputError: No recipe, two of them, another one than that of the run to resume, or something that is not a flag.
     """
     if {"-h", "--help"} & set(argv):
         build_parser(shipped_recipes()).print_help()
@@ -153,12 +156,29 @@ def split_train_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
         elif name != "local_rank":
             overrides.append(f"--{name}={text}")
             given[name] = text
-    if not recipes and (begun := _begun_run(given)) is not None:
-        recipes.append(str(begun / "config.yaml"))
-    if len(recipes) != 1:
+    begun = _begun_run(given)
+    if len(recipes) > 1 or (begun is None and not recipes):
         got = "nothing" if not recipes else " and ".join(recipes)
         raise InputError(f"`recipe` must be one of {', '.join(shipped_recipes())}, or a YAML file, got {got}")
-    return recipes[0], overrides
+    if begun is None:
+        return recipes[0], overrides
+    for again in recipes:
+        _require_own_recipe(again, begun)
+    # The folder may have been moved since its file was written.
+    return str(begun / "config.yaml"), [f"--run_dir={begun}", *overrides]
+
+
+def _require_own_recipe(recipe: str, run_dir: Path) -> None:
+    own, again = _recipe_of(run_dir / "config.yaml"), _recipe_of(recipe)
+    if Path(own).resolve() != Path(again).resolve():
+        raise InputError(f"`recipe` must be that of the run in {run_dir} to resume it ({own}), got {again}")
+    logger.info("going on with the settings in %s; recipe %s is not read again", run_dir / "config.yaml", again)
+
+
+def _recipe_of(recipe: str | Path) -> str:
+    """What a run of this recipe has in its field `recipe`: its name, unless the file says another."""
+    named = dict(_read_recipe(_find_recipe(recipe), str(recipe))).get("recipe")
+    return str(recipe if named is None else named.value)
 
 
 def _begun_run(given: Mapping[str, str]) -> Path | None:
@@ -307,6 +327,8 @@ def _fit_or_raise(value: Any, field: Field, source: str) -> Any:
     fitted = _fit(value, field.hint, field.path, source)
     if fitted is _MISFIT:
         wanted = describe(field.hint)
+        if isinstance(value, float):
+            wanted = wanted.replace("a number", "a finite number")
         if field.section is not None:
             wanted = f"a section ({field.path}.…)" + (" or null" if field.optional else "")
         shown = repr(value) if isinstance(value, str) else yaml_text(value)
@@ -333,15 +355,15 @@ def _fit(value: Any, hint: Any, path: str, source: str) -> Any:
     if is_section(hint):
         return _fit_item(value, hint, path, source) if isinstance(value, dict) else _MISFIT
     if hint is float:
-        return float(value) if _is_number(value) else _MISFIT
+        return float(value) if _is_number(value, path) else _MISFIT
     if isinstance(value, bool) and hint is not bool:
         return _MISFIT
     return value if isinstance(value, hint) else _MISFIT
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any, path: str) -> bool:
     if isinstance(value, float):
-        return not math.isnan(value)
+        return math.isfinite(value) or (math.isinf(value) and path in MAY_BE_INFINITE)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -215,12 +216,13 @@ def load_head(head: ContrastiveHead, path: str) -> None:
     """Fill a head from a safetensors file.
 
     Raises:
-        InputError: The file is not there, or holds a head of another size or kind.
+        InputError: The file is not there or not of this form, or holds a head of another size or kind.
     """
     try:
         state = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"`contrastive.head_path` must be a head.safetensors file, got {path!r} (not there)") from None
+    except (OSError, SafetensorError) as error:
+        why = "not there" if isinstance(error, FileNotFoundError) else error
+        raise InputError(f"`contrastive.head_path` must be a head.safetensors file, got {path!r} ({why})") from error
     have = {name: tuple(value.shape) for name, value in state.items()}
     want = {name: tuple(value.shape) for name, value in head.state_dict().items()}
     if have != want:

@@ -1,6 +1,7 @@
 """Problems become tokenised prompts, and prompts get a reproducible order.
 
-Layer L1: imports `clipo_ds.sources`, which says what a data source is and how its rows are read, and `clipo_ds.schema`.
+Layer L1: imports `clipo_ds.sources`, which says what a data source is and how its rows are read, `clipo_ds.schema` and
+`clipo_ds.answers`, which says whether a ground truth can be verified at all.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from clipo_ds.answers import check_ground_truths
 from clipo_ds.schema import DataConfig
-from clipo_ds.sources import Problem, check_sources, read_problems
+from clipo_ds.sources import Problem, read_problems
 from clipo_ds.types import InputError, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["LoadedPrompts", "PromptOrder", "check_sources", "load_prompts"]
-
 logger = logging.getLogger(__name__)
+
+MAX_CHECKED_TRUTHS = 50_000  # of each source: some seconds
+NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ def load_prompts(
     field: str = "data.train",
 ) -> LoadedPrompts:
     """Read all sources, render the chat template and tokenise.
+
+    Rows whose ground truth does not verify against itself are named in a warning and kept; the first
+    `MAX_CHECKED_TRUTHS` prompts of each source are looked at.
 
     Args:
         sources: In the forms that `clipo_ds.sources` lists.
@@ -71,6 +77,8 @@ def load_prompts(
     for given in sources:
         problems = list(read_problems(given, field=field, max_rows=max_rows))
         kind = data.kind if data.kind != "auto" else _kind_of([problem.ground_truth for problem in problems])
+        where: list[str] = []
+        own: list[Prompt] = []
         texts = [_render(problem, tokenizer, data) for problem in problems]
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         for problem, text, token_ids in zip(problems, texts, encoded, strict=True):
@@ -80,9 +88,12 @@ def load_prompts(
             if not token_ids:
                 raise InputError(f"{problem.where}: the prompt must have at least one token, got the text {text!r}")
             if len(token_ids) <= data.max_prompt_tokens:
-                prompts.append(
+                where.append(problem.where)
+                own.append(
                     Prompt(uid, text, tuple(token_ids), problem.ground_truth, problem.source, kind, problem.metadata)
                 )
+        _report_truths(own[:MAX_CHECKED_TRUTHS], where, field)
+        prompts += own
     _report_lengths(lengths, len(prompts), data.max_prompt_tokens, field)
     return LoadedPrompts(prompts, num_rows, num_rows - len(prompts))
 
@@ -184,6 +195,22 @@ def _report_lengths(lengths: Sequence[int], num_kept: int, limit: int, field: st
             limit,
             max(lengths),
         )
+
+
+def _report_truths(prompts: Sequence[Prompt], where: Sequence[str], field: str) -> None:
+    failures = check_ground_truths(prompts)
+    if not failures:
+        return
+    named = "; ".join(f"{where[failure.position]}: {failure.reason}" for failure in failures[:NUM_NAMED])
+    more = f"; and {len(failures) - NUM_NAMED} more" if len(failures) > NUM_NAMED else ""
+    logger.warning(
+        "%d of %d ground truths of `%s` do not verify against themselves, no response to them can be right: %s%s",
+        len(failures),
+        len(prompts),
+        field,
+        named,
+        more,
+    )
 
 
 def _kind_of(ground_truths: Sequence[str]) -> str:

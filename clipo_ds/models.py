@@ -75,6 +75,7 @@ class ModelFacts:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase  # with a padding token
     reference: str  # as the user gave it
+    adapter: dict[str, Any] | None = None  # the settings of the PEFT adapter that the reference is
 
 
 def inspect_model(reference: str, *, task: TaskConfig | None = None, trust_remote_code: bool = False) -> ModelFacts:
@@ -106,7 +107,7 @@ def inspect_model(reference: str, *, task: TaskConfig | None = None, trust_remot
     )
     _require_vocabulary(tokenizer, config, reference)
     ensure_pad_token(tokenizer)
-    return ModelFacts(config, tokenizer, reference)
+    return ModelFacts(config, tokenizer, reference, adapter)
 
 
 def materialise_model(reference: str, *, task: TaskConfig | None = None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from clipo_ds import arithmetic, checkpoint, distributed
 from clipo_ds.ahead import Ahead
 from clipo_ds.checkpoint import Progress
+from clipo_ds.checks import check_ds_config, check_model
 from clipo_ds.config import dump_config, read_ds_config
 from clipo_ds.contrastive import ContrastiveHead
 from clipo_ds.contrastive_term import ContrastiveTerm, load_head
@@ -36,7 +38,8 @@ from clipo_ds.models import (
 )
 from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
-from clipo_ds.records import RunWriter, check_run_dir
+from clipo_ds.records import RunWriter
+from clipo_ds.resuming import check_settings, run_folder
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
@@ -105,8 +108,23 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
     """Check all that a run needs; called by all ranks.
 
     Raises:
-        InputError: In one line, what is wrong, where, and what would be right.
+        InputError: On every rank, in one line, what is wrong, where, and what would be right.
     """
+    # Ranks may read the clock a second apart.
+    began = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
+    plan: Plan | None = None
+    wrong: InputError | None = None
+    try:
+        plan = _plan(config, ranks, f"{Path(config.recipe or 'run').stem}-{began}")
+    except InputError as error:  # one rank may lack a file, have less memory, or not reach what another does
+        wrong = error if ranks.is_main else InputError(f"{error} (on rank {ranks.rank}, {socket.gethostname()})")
+    distributed.raise_everywhere(wrong)
+    assert plan is not None
+    return plan
+
+
+def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
+    """What `preflight` gives, or the error of this rank; no rank waits for another in here."""
     if config.ds_config is None:
         raise InputError("`ds_config` must be a DeepSpeed JSON file (--ds_config ds_configs/zero3.json), got nothing")
     ds_config = read_ds_config(config.ds_config, ranks.world_size, config)
@@ -115,17 +133,20 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
             f"`rollout.prompts_per_step` must be at least the number of ranks ({ranks.world_size}), "
             f"got {config.rollout.prompts_per_step}"
         )
-    run_dir, resume_from = _run_folder(config, ranks)
+    run_dir, resume_from = run_folder(config, fresh_name)
+    check_settings(config, run_dir, resume_from)
     facts = inspect_model(config.model.path, task=config.task, trust_remote_code=config.model.trust_remote_code)
     if resume_from is not None:
         stage = ds_config["zero_optimization"]["stage"]
         with_term = config.contrastive is not None
-        checkpoint.check_resumable(resume_from, ranks.world_size, stage, with_term=with_term)
+        checkpoint.check_resumable(resume_from, ranks.world_size, stage, steps=config.steps, with_term=with_term)
     if config.contrastive is not None and config.contrastive.head_path is not None:
         head = ContrastiveHead(
             facts.config.get_text_config().hidden_size, config.contrastive.head_output_size, config.contrastive.head
         )
         load_head(head, config.contrastive.head_path)
+    check_ds_config(config.ds_config, ds_config)
+    check_model(config.model, facts)
     check_trackers(config.logging.trackers)
     spec = resolve_objective(
         config.objective.name,
@@ -137,25 +158,27 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         advantage_normalize=config.objective.advantage_normalize,
         dynamic_sampling=config.objective.dynamic_sampling,
     )
+    if spec.dynamic_sampling and config.rollout.group_size == 1:
+        raise InputError(
+            "`rollout.group_size` must be at least 2 for dynamic sampling (objective.dynamic_sampling, on for dapo): "
+            "the rewards of a group of one are all equal; got 1"
+        )
     build_judge(config, spec).close()  # imports the user's reward functions
     prompts, tests = _load_data(config, facts.tokenizer)
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    limit = getattr(facts.config, "max_position_embeddings", None)
+    longest = config.data.max_prompt_tokens + config.longest_response
+    limit = getattr(facts.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
+        section = "rollout" if config.longest_response == config.rollout.max_new_tokens else "evaluation"
         raise InputError(
-            f"`rollout.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, got {longest}"
+            f"`{section}.max_new_tokens` + data.max_prompt_tokens must fit the model's context of {limit}, "
+            f"got {longest}"
         )
     room: VllmRoom | None = None
-    wrong: InputError | None = None
-    try:
-        if config.rollout.engine == "vllm":
-            longest_prompt = max(len(p.token_ids) for some in (prompts, *tests.values()) for p in some)
-            room = check_vllm(config, facts.config, ranks, longest_prompt)
-        if config.rollout.engine == "vllm_server":
-            check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
-    except InputError as error:  # one rank may have less memory, or not reach what another does
-        wrong = error
-    distributed.raise_everywhere(wrong)
+    if config.rollout.engine == "vllm":
+        longest_prompt = max(len(p.token_ids) for some in (prompts, *tests.values()) for p in some)
+        room = check_vllm(config, facts.config, ranks, longest_prompt)
+    if config.rollout.engine == "vllm_server":
+        check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
     return Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from, room)
 
 
@@ -253,26 +276,6 @@ def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _run_folder(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to continue from."""
-    if config.resume is None:
-        if config.run_dir is not None:
-            check_run_dir(Path(config.run_dir))
-            return Path(config.run_dir), None
-        name = Path(config.recipe or "run").stem
-        # Ranks may read the clock a second apart.
-        return Path(distributed.broadcast_object(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")), None
-    if config.resume == "auto":
-        if config.run_dir is None:
-            raise InputError("`run_dir` must name the run folder to continue with --resume auto, got nothing")
-        return Path(config.run_dir), checkpoint.newest_checkpoint(Path(config.run_dir))
-    found = Path(config.resume)
-    owner = found.resolve().parent.parent
-    if config.run_dir is not None and Path(config.run_dir).resolve() != owner:
-        raise InputError(f"`run_dir` must be the folder of the checkpoint to resume ({owner}), got {config.run_dir!r}")
-    return Path(config.run_dir or found.parent.parent), found
-
-
 def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
     limit = config.evaluation.max_problems
     if config.task is not None:
@@ -335,8 +338,14 @@ def _start_trackers(plan: Plan, ranks: Ranks) -> Trackers:
 
 
 def _open_run_folder(plan: Plan, progress: Progress, ranks: Ranks) -> RunWriter:
-    config_yaml = dump_config(plan.config)
-    environment = describe_environment(world_size=ranks.world_size)
-    if plan.config.resume is not None and (plan.run_dir / "config.yaml").exists():
-        return RunWriter.resume(plan.run_dir, progress.step)
-    return RunWriter.create(plan.run_dir, config_yaml=config_yaml, ds_config=plan.ds_config, environment=environment)
+    description: dict[str, Any] = {
+        # A run of its own that takes this file for its recipe is not to go on with this one.
+        "config_yaml": dump_config(dataclasses.replace(plan.config, resume=None)),
+        "ds_config": plan.ds_config,
+        "environment": describe_environment(world_size=ranks.world_size),
+    }
+    if not (plan.run_dir / "config.yaml").exists():
+        return RunWriter.create(plan.run_dir, **description)
+    writer = RunWriter.resume(plan.run_dir, progress.step)
+    writer.write_description(**description)
+    return writer

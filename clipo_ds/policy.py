@@ -20,12 +20,13 @@ import torch
 import transformers
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from clipo_ds.models import load_causal_lm
+from clipo_ds.models import base_folder, load_causal_lm
 from clipo_ds.schema import LoraConfig, ModelConfig, OptimizerConfig
 from clipo_ds.token_head import TokenHead, logit_shaping
 from clipo_ds.types import Batch, InputError
@@ -135,7 +136,7 @@ class Policy:
 
     @torch.no_grad()
     def score_reference(self, batch: Batch) -> Tensor:
-        """Log-probabilities Float[N, T] under the frozen reference: the adapter switched off, or the frozen copy.
+        """Log-probabilities Float[N, T] under the policy at the run's start: the adapter off, or a frozen copy.
 
         Raises:
             RuntimeError: The policy was built without a reference.
@@ -192,6 +193,14 @@ class Policy:
             raise FloatingPointError("the gradient is not finite")
         return norm if norm is not None else float(self.engine.get_global_grad_norm())
 
+    def renew_learning_rate(self) -> None:
+        """Take the next step's learning rate from the schedule: a checkpoint of a shorter run holds another one."""
+        schedule = self.engine.lr_scheduler
+        for group, peak, course in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = peak * course(schedule.last_epoch)
+
     @property
     def learning_rate(self) -> float:
         """Learning rate that the next step uses."""
@@ -211,7 +220,9 @@ def build_policy(
     """Load the model and put it on a DeepSpeed engine; called by all ranks.
 
     Args:
-        folder: What `from_pretrained` takes: a Hugging Face id or a folder.
+        folder: What `from_pretrained` takes: a Hugging Face id or a folder. That of a PEFT adapter is merged into its
+            base for a full policy; a LoRA policy goes on with that adapter, which `checks.check_model` has found to
+            fit.
         model: Precision, adapters, checkpointing.
         optimizer: AdamW and its schedule.
         ds_config: DeepSpeed's configuration with no `auto` left in it.
@@ -220,12 +231,17 @@ def build_policy(
         device: This rank's device.
     """
     dtype = getattr(torch, model.dtype)
+    base = folder if model.lora is None else base_folder(folder)
+    goes_on = base != folder  # with the adapter in the folder, instead of a fresh one
     with _partitioned_loading(ds_config):
-        language_model = _load(folder, model, dtype)
-        # With adapters the reference is the same model, adapter off.
-        frozen = _load(folder, model, dtype) if with_reference and model.lora is None else None
+        language_model = _load(base, model, dtype)
+        # A fresh adapter switched off is the policy at the run's start; otherwise that takes a copy.
+        copied = with_reference and (model.lora is None or goes_on)
+        frozen = _load(folder, model, dtype) if copied else None
     if model.lora is not None:
-        language_model = get_peft_model(language_model, _peft_config(model.lora), autocast_adapter_dtype=False)
+        language_model = get_peft_model(language_model, peft_config(model.lora), autocast_adapter_dtype=False)
+    if goes_on:
+        _fill_adapter(language_model, folder)
     if model.gradient_checkpointing:
         # ZeRO-3 releases weights between forward and recomputation, which only re-entrant checkpointing tolerates; that
         # form needs an input with a gradient, which frozen embeddings do not give.
@@ -282,7 +298,7 @@ def _load(folder: str, model: ModelConfig, dtype: torch.dtype) -> transformers.P
     )
 
 
-def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
+def peft_config(lora: LoraConfig) -> PeftLoraConfig:
     return PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -290,6 +306,17 @@ def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+def _fill_adapter(model: PeftModel, folder: str) -> None:
+    """Load the factors of a saved adapter into a fresh one of the same shape."""
+    found = set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"))
+    absent = [name for name in found.missing_keys if "lora_" in name]
+    if absent or found.unexpected_keys:
+        raise InputError(
+            f"`model.path` must be an adapter with the factors of all its modules and nothing else, got "
+            f"{folder!r} with {sorted([*absent, *found.unexpected_keys])[0]} out of place"
+        )
 
 
 def _reference_engine(

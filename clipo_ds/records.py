@@ -50,14 +50,23 @@ METRICS, EVALUATIONS, ROLLOUTS, RESPONSES = "metrics.jsonl", "evaluations.jsonl"
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def check_run_dir(path: str | Path) -> None:
+def check_run_dir(path: str | Path, *, resuming: bool = False) -> None:
     """Check that a new run can be put into a folder, without making it.
+
+    Args:
+        path: The folder.
+        resuming: Whether a run in it would have been gone on with, for the message.
 
     Raises:
         InputError: It holds something already, or it cannot be made or written.
     """
     folder = Path(path)
     if folder.is_dir() and any(folder.iterdir()):
+        if resuming:
+            raise InputError(
+                f"`run_dir` must be the folder of a run, or a new or empty one, got '{folder}', which holds other "
+                "files and no config.yaml; name another folder"
+            )
         raise InputError(
             f"`run_dir` must be a new or empty folder, got '{folder}', which is not empty; "
             "go on with the run in it by --resume auto, or name another folder"
@@ -85,11 +94,9 @@ class RunWriter:
         check_run_dir(path)
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(folder / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
-        _write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        # Last, because this is what makes the folder a run for `open_run`.
-        _write_text(folder / "config.yaml", config_yaml)
-        return cls(folder)
+        writer = cls(folder)
+        writer.write_description(config_yaml=config_yaml, ds_config=ds_config, environment=environment)
+        return writer
 
     @classmethod
     def resume(cls, path: str | Path, step: int) -> RunWriter:
@@ -108,6 +115,15 @@ class RunWriter:
             if later > step:
                 file.unlink()
         return cls(folder)
+
+    def write_description(
+        self, *, config_yaml: str, ds_config: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> None:
+        """Say what runs from now on."""
+        _write_text(self.path / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+        _write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        # Last, because this is what makes the folder a run for `open_run`.
+        _write_text(self.path / "config.yaml", config_yaml)
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one step's metrics: flat keys, numbers, text or None; what is not finite becomes null.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from clipo_ds.types import InputError
 
 AUTO_IMPORTANCE_CAP = 2.0
+MAY_BE_INFINITE = ("contrastive.floor", "objective.importance_cap")
 
 
 def require(condition: bool, name: str, rule: str, value: Any) -> None:
@@ -52,7 +53,8 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Let transformers run model code that comes with the weights."""
     lora: LoraConfig | None = None
-    """Train LoRA adapters instead of all weights; null trains the full model."""
+    """Train LoRA adapters instead of all weights; null trains the full model. Where `path` is a PEFT adapter, the run
+    goes on with it (`rank`, `alpha` and `target_modules` must be its own), and with null it is merged into its base."""
     logprob_chunk_tokens: int = 1024
     """Response tokens whose vocabulary logits are held at once in `score`; bounds memory by chunk x vocabulary."""
 
@@ -417,6 +419,12 @@ class ContrastiveConfig:
         require(self.weight >= 0, "contrastive.weight", "at least 0", self.weight)
         require(self.floor <= 0, "contrastive.floor", "at most 0", self.floor)
         require(self.policy_loss_weight >= 0, "contrastive.policy_loss_weight", "at least 0", self.policy_loss_weight)
+        require(
+            not self.freeze_head or self.head_warmup_steps == 0,
+            "contrastive.head_warmup_steps",
+            "0 when contrastive.freeze_head is true (nothing would learn in these steps)",
+            self.head_warmup_steps,
+        )
         if self.head == "none":
             require(
                 self.head_path is None, "contrastive.head_path", "null when contrastive.head is none", self.head_path
@@ -448,7 +456,8 @@ class ObjectiveConfig:
     advantage_normalize: Literal["std", "none"] | None = None
     """Divide advantages by the group's standard deviation: none for dr_grpo, std otherwise."""
     kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the frozen reference policy in the loss; 0 holds no reference."""
+    """Weight of the KL divergence to the reference policy, the one at the run's start, in the loss; 0 holds no
+    reference. It is a frozen copy of the model, or the same model without its adapter where a fresh one is trained."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL divergence."""
     kl_on_zero_variance: bool = False
@@ -484,7 +493,8 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after its warm-up; linear and cosine end at 0."""
+    """Course of the learning rate after its warm-up; linear and cosine end at 0 with the last step. Where a resumed run
+    is given other `steps`, the rest of it follows the course that ends at the new last one."""
     warmup_steps: int = 0
     """Optimiser steps over which the learning rate rises from 0."""
     max_grad_norm: float = 1.0
@@ -608,11 +618,11 @@ class TrainConfig:
     """Run folder; null makes a fresh one under runs/."""
     resume: str | None = None
     """`auto` continues from the newest whole checkpoint of the run folder, a path from that checkpoint; null starts
-    anew."""
+    anew. Settings are those of the folder's config.yaml, and few of them may be given anew (README)."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", "at least 1", self.steps)
-        require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(0 <= self.seed < 2**32, "seed", "at least 0 and below 2**32", self.seed)
         builtin = self.model.path == "arithmetic"
         require(not builtin or self.task is not None, "task", "given when model.path is arithmetic", self.task)
         require(builtin or self.task is None, "model.path", "arithmetic when a task is given", self.model.path)

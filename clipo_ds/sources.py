@@ -41,7 +41,6 @@ OTHER_FILE_KINDS = (".arrow", ".csv", ".gz", ".json", ".pq", ".tsv", ".txt", ".z
 PROBLEM_COLUMNS = ("prompt", "question", "problem")
 TRUTH_COLUMNS = ("ground_truth", "answer", "solution")
 FORMS = "a .parquet or .jsonl file, `recipes:FILE`, a dataset folder or a Hugging Face dataset id (`org/name:split`)"
-NUM_CHECKED_ROWS = 8
 
 Row = Mapping[str, Any]
 
@@ -80,21 +79,6 @@ def read_problems(given: str, *, field: str, max_rows: int | None = None) -> Ite
         yield _parse_row(row, where, name)
     if empty:
         raise InputError(f"`{field}` must name data with at least one row, got {given!r} with none")
-
-
-def check_sources(sources: Sequence[str], *, field: str = "data.train") -> None:
-    """Check, without a tokenizer, that every source is there, readable, not empty, and that its first rows parse.
-
-    Datasets of the Hub are downloaded into its cache for this, which the run does anyway.
-
-    Raises:
-        InputError: As `read_problems`; or there is no source.
-    """
-    if not sources:
-        raise InputError(f"`{field}` must be at least one source, got none")
-    for given in sources:
-        for _ in read_problems(given, field=field, max_rows=NUM_CHECKED_ROWS):
-            pass
 
 
 def name_sources(sources: Sequence[str]) -> dict[str, str]:

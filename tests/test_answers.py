@@ -183,19 +183,10 @@ def test_wrong_arguments_are_named():
         AnswerVerifier().verify_many(["1", "2"], ["1"])
 
 
-def test_ground_truths_that_fail_are_reported_by_source_and_index():
-    prompts = [
-        Prompt(i, "", (), truth, "mine.parquet") for i, truth in enumerate(["5", r"so $\boxed{}$", r"\frac12", ""])
-    ]
-    failures = check_ground_truths(prompts)
-    assert [(f.source, f.index, f.reason) for f in failures] == [
-        ("mine.parquet", 1, "no_truth"),
-        ("mine.parquet", 3, "no_truth"),
-    ]
-    row = {"data_source": "rows", "reward_model": {"ground_truth": " "}, "extra_info": {"index": 7}}
-    assert check_ground_truths([row]) == [GroundTruthFailure("rows", 7, " ", "no_truth")]
-    with pytest.raises(InputError, match=r"`reward_model.ground_truth` must be given, got None \(row 0\)"):
-        check_ground_truths([{"answer": "5"}])
+def test_ground_truths_that_fail_are_reported_by_position():
+    truths = ["5", r"so $\boxed{}$", r"\frac12", ""]
+    failures = check_ground_truths(Prompt(7, "", (), truth, "mine.parquet") for truth in truths)
+    assert failures == [GroundTruthFailure(1, "no_truth"), GroundTruthFailure(3, "no_truth")]
 
 
 def read_truths(path: Path) -> list[str]:
@@ -210,9 +201,9 @@ def test_every_ground_truth_of_the_shared_data_verifies_against_itself(shared_da
         prompts = [Prompt(i, "", (), truth, path.name) for i, truth in enumerate(read_truths(path))]
         if path.name == "commonsense_qa.parquet":
             prompts = [Prompt(p.uid, "", (), p.ground_truth, p.source, "choice") for p in prompts]
-        failures += check_ground_truths(prompts)
+        failures += [(path.name, failure.position, failure.reason) for failure in check_ground_truths(prompts)]
     # Two rows of MATH state no answer: their last box is empty.
-    assert [(f.source, f.index, f.reason) for f in failures] == [
+    assert failures == [
         ("math75.parquet", 5341, "no_truth"),
         ("math75.parquet", 5343, "no_truth"),
     ]

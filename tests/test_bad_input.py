@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,27 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
             [*SERVED, "--rollout.async_steps=1", "--objective.importance_cap=null"],
             ["objective.importance_cap", "rollout.async_steps"],
         ),
+        (["--optimizer.learning_rate=.inf"], ["optimizer.learning_rate", "finite", "inf"]),
+        (["--objective.clip_high=.inf"], ["objective.clip_high", "finite", "inf"]),
+        (["--contrastive.temperature=.inf"], ["contrastive.temperature", "finite", "inf"]),
+        (["--optimizer.betas=[0.9, .inf]"], ["optimizer.betas", "inf"]),
+        (["--seed=4294967296"], ["seed", "2**32"]),
+        (["--contrastive.freeze_head=true", "--contrastive.head_warmup_steps=1"], ["head_warmup_steps", "freeze_head"]),
+        (
+            ["--objective.name=dapo", "--rollout.group_size=1", "--contrastive=null"],
+            ["rollout.group_size", "at least 2", "dynamic sampling"],
+        ),
+        (["--evaluation.max_new_tokens=99999"], ["evaluation.max_new_tokens", "context"]),
+        (["--contrastive.head=linear", f"--contrastive.head_path={ROOT}"], ["contrastive.head_path", str(ROOT)]),
+        (
+            ["--contrastive.head=linear", f"--contrastive.head_path={ROOT}/README.md"],
+            ["contrastive.head_path", "README.md", "header"],
+        ),
+        (["--model.lora.target_modules=banana"], ["model.lora.target_modules", "banana"]),
+        (["--model.lora.target_modules=[q_proj, banana]"], ["model.lora.target_modules", "'banana', which is none"]),
+        (["--model.lora.target_modules=[q_proj, lm_head]"], ["model.lora.target_modules", "output head", "lm_head"]),
+        (["--model.lora.target_modules=[embed_tokens]"], ["model.lora.target_modules", "linear", "embed_tokens"]),
+        (["--model.attn_implementation=banana"], ["model.attn_implementation", "banana"]),
         (["--objective.name=ppo"], ["objective.name", "grpo", "ppo"]),
         (["--ds_config=nowhere.json"], ["ds_config", "nowhere.json"]),
         (["--recipe=demmo"], ["demmo", "demo"]),
@@ -94,6 +116,22 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
 def test_wrong_settings(capsys, tmp_path, monkeypatch, arguments, needles):
     monkeypatch.chdir(tmp_path)
     fails(capsys, tmp_path, [*SMALL, CPU, *arguments], *needles)
+
+
+@pytest.mark.parametrize(
+    ("content", "needles"),
+    [
+        ({"zero_optimization": {"stage": 3, "stage3_max_live_parameter": 1}}, ["stage3_max_live_parameters"]),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"devise": "cpu"}}}, ["offload_param.devise"]),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}, ["reduce_bucket_size", "big"]),
+        ({"zero_optimisation": {"stage": 3}}, ["zero_optimisation", "zero_optimization"]),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_named_with_its_file(capsys, tmp_path, monkeypatch, content, needles):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    fails(capsys, tmp_path, [*SMALL, f"--ds_config={path}"], "mine.json", *needles)
 
 
 def test_existing_run_folder_is_left_alone(capsys, tmp_path):
@@ -204,3 +242,14 @@ def test_the_launcher_passes_the_exit_code_and_one_line_on(tmp_path):
     done = run("train.py", *SMALL, CPU, "--contrastive.temprature=0.1", ranks=2)
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
+
+
+def test_what_one_rank_alone_finds_ends_all_ranks_with_its_line(tmp_path, small_model):
+    data = rows(tmp_path / "data.jsonl", *[{"prompt": "1+1", "answer": "2"}] * 8)
+    here = Path(os.path.relpath(data, ROOT))
+    arguments = [*on_data(small_model, here), "--rollout.prompts_per_step=4", f"--run_dir={tmp_path}/run"]
+    done = run(os.path.relpath(ROOT / "tests" / "other_folder.py", ROOT / "scripts"), *arguments, ranks=2)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "data.jsonl" in line and "(on rank 1, " in line
+    assert not (tmp_path / "run").exists()

@@ -67,6 +67,18 @@ def test_a_parquet_row_becomes_a_prompt(tmp_path, tokenizer):
     assert (second.uid, second.ground_truth) == (1, "4")
 
 
+def test_a_ground_truth_that_nothing_can_equal_is_named_by_file_and_row(tmp_path, tokenizer, caplog):
+    good = write_jsonl(tmp_path / "good.jsonl", [rlvr_row("1+1?", "2")] * 3)
+    path = write_jsonl(tmp_path / "bad.jsonl", [rlvr_row("1+1?", t) for t in ("2", r"so $\boxed{}$", "x" * 3)])
+    load_prompts([good], tokenizer, DataConfig())
+    assert caplog.messages == []
+    loaded = load_prompts([good, path], tokenizer, DataConfig(), field="data.test")
+    assert len(loaded.prompts) == 6
+    (line,) = caplog.messages
+    assert line.startswith("1 of 3 ground truths of `data.test` do not verify against themselves")
+    assert line.endswith(f"{path}, row 1 (line 2): no_truth")
+
+
 def test_jsonl_in_the_same_layout_gives_the_same_prompts(tmp_path, tokenizer):
     rows = [rlvr_row("1+1?", "2", 0), rlvr_row("2+2?", "4", 1)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "sums.parquet")

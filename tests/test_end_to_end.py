@@ -117,10 +117,23 @@ def test_resumed_run_equals_the_uninterrupted_one(one_rank, tmp_path):
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+def test_a_longer_course_is_followed_from_the_resumed_step_on_and_config_yaml_says_it(one_rank, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(one_rank, folder)
+    train("--recipe=demo", f"--resume={folder}/checkpoints/step_000004", "--steps=6", "--checkpoint.keep=1")
+    config = open_run(folder).config
+    # Head warm-up takes the first step, the others make two updates each: 6 of them in 4 steps, 10 in 6.
+    peak = config["optimizer"]["learning_rate"]
+    rates = [row.get("policy/learning_rate") for row in metrics(folder)]
+    assert rates[1:] == pytest.approx([peak * left for left in (4 / 6, 2 / 6, 0, 2 / 10, 0)])
+    assert (config["steps"], config["checkpoint"]["keep"], config["resume"]) == (6, 1, None)
+    assert config["run_dir"] == str(folder)
+
+
 def test_resume_with_another_contrastive_section_is_refused_before_anything_is_loaded(one_rank):
     done = run("train.py", *RICH, "--contrastive=null", f"--run_dir={one_rank}", "--resume=auto")
     assert done.returncode == 2
-    assert "`contrastive` must be as in the checkpoint" in done.stderr
+    assert "`contrastive` must stay on, got null" in done.stderr
 
 
 def test_sigterm_ends_after_the_step_with_a_whole_checkpoint(tmp_path):

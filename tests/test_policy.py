@@ -187,6 +187,13 @@ def test_learning_rate_warms_up_under_every_schedule(folder, ranks, schedule, ex
     assert seen == pytest.approx(expected)
 
 
+def test_the_next_update_takes_its_learning_rate_from_the_schedule_and_not_from_a_checkpoint(folder, ranks):
+    policy = make_policy(folder, ranks, stage=0, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="linear"))
+    policy.engine.optimizer.param_groups[0]["lr"] = 0.0  # as after the last update of a shorter run
+    policy.renew_learning_rate()
+    assert policy.learning_rate == 1e-2
+
+
 @pytest.mark.parametrize("byte_budget", [1, 10_000, 10**9])
 def test_weights_leave_under_plain_names_whatever_the_byte_budget(folder, ranks, byte_budget):
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipo_ds.config import RECIPES
-from clipo_ds.sources import Problem, check_sources, name_sources, read_problems
+from clipo_ds.sources import Problem, name_sources, read_problems
 from clipo_ds.types import InputError
 
 
@@ -21,8 +21,8 @@ def write_jsonl(path: Path, rows: list) -> str:
     return str(path)
 
 
-def read(path: str) -> list[Problem]:
-    return list(read_problems(path, field="data.train"))
+def read(path: str, *, field: str = "data.train") -> list[Problem]:
+    return list(read_problems(path, field=field))
 
 
 def read_row(tmp_path: Path, row: dict) -> Problem:
@@ -159,20 +159,20 @@ def test_a_long_value_is_shortened_in_the_message(tmp_path):
 def test_a_missing_empty_or_unreadable_file_is_named_with_its_setting(tmp_path):
     for name in ("none.parquet", "none.jsonl"):
         with pytest.raises(InputError, match=rf"`data.test` must name a file that exists, got '.*{name}'"):
-            check_sources([str(tmp_path / name)], field="data.test")
+            read(str(tmp_path / name), field="data.test")
     (tmp_path / "empty.jsonl").touch()
     pq.write_table(pa.table({"question": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     for name in ("empty.jsonl", "empty.parquet"):
         with pytest.raises(InputError, match=rf"`data.train` must name data with at least one row, got '.*{name}'"):
-            check_sources([str(tmp_path / name)])
+            read(str(tmp_path / name))
     (tmp_path / "zero.parquet").touch()
     (tmp_path / "text.parquet").write_text("question,answer\n")
     for name in ("zero.parquet", "text.parquet"):
         with pytest.raises(InputError, match=rf"`data.train` must name a readable parquet file, got '.*{name}': .+"):
-            check_sources([str(tmp_path / name)])
+            read(str(tmp_path / name))
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9", "answer": 1}\n')
     with pytest.raises(InputError, match=r"`data.train` must name a readable UTF-8 text file, got '.*latin.jsonl'"):
-        check_sources([str(tmp_path / "latin.jsonl")])
+        read(str(tmp_path / "latin.jsonl"))
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path):
@@ -188,17 +188,7 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
 )
 def test_a_source_of_no_known_form_is_refused_with_the_forms(given):
     with pytest.raises(InputError, match=r"`data.train` must be a .parquet or .jsonl file, .*, got '"):
-        check_sources([given])
-
-
-def test_the_check_reads_the_first_rows(tmp_path):
-    bad = write_jsonl(tmp_path / "bad.jsonl", [GOOD, {"question": "a"}])
-    with pytest.raises(InputError, match=r"bad.jsonl, row 1"):
-        check_sources([bad])
-    late = write_jsonl(tmp_path / "late.jsonl", [GOOD] * 100 + [{"question": "a"}])
-    check_sources([late])
-    with pytest.raises(InputError, match=r"`data.train` must be at least one source"):
-        check_sources([])
+        read(given)
 
 
 def test_every_shipped_data_file_is_whole():
@@ -212,7 +202,7 @@ def test_a_file_that_is_not_shipped_is_refused_with_those_that_are():
     with pytest.raises(
         InputError, match=r"`data.train` must be `recipes:` and a shipped file \(.*\), got 'recipes:no.jsonl'"
     ):
-        check_sources(["recipes:no.jsonl"])
+        read("recipes:no.jsonl")
 
 
 def test_a_local_dataset_folder_is_read_by_split(tmp_path, local_hub):
@@ -250,7 +240,7 @@ def test_a_folder_without_data_is_refused(tmp_path, local_hub):
 def test_a_hub_dataset_that_cannot_be_reached_is_refused_in_one_line(local_hub):
     for given in ("no-such-org/none", "no-such-org/none:train", "no-such-org/none/config:train"):
         with pytest.raises(InputError, match=rf"`data.train` must be .*, got '{given}': .+") as caught:
-            check_sources([given])
+            read(given)
         assert "\n" not in str(caught.value)
 
 
