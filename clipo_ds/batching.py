@@ -188,18 +188,19 @@ def equalise(batches: Sequence[Batch], count: int, pad_token_id: int) -> list[Ba
 
 
 def split_mini_batches(
-    num_groups: int, group_size: int, count: int, generator: torch.Generator | None = None
+    num_groups: int, group_size: int, count: int, *, first_group: int = 0, generator: torch.Generator | None = None
 ) -> list[list[int]]:
-    """Split a rank's rollouts into the mini-batches of one pass: whole groups, sizes within one group of each other.
+    """Split a rank's rollouts into its parts of the global mini-batches of one pass: whole groups.
 
-    Mini-batch m takes every `count`-th group from the m-th on, and the generator draws the order in which the
-    mini-batches come. Neither depends on the rank: where `count` divides every rank's contiguous share of groups, the
-    *global* mini-batches are the same on any number of ranks. (The groups themselves are in shuffled order already.)
+    Mini-batch m takes every `count`-th group of the *global* batch from the m-th on, and the generator draws the order
+    in which the mini-batches come: neither depends on the number of ranks. Globally their sizes are within one group of
+    each other. (The groups themselves are in shuffled order already.)
 
     Args:
         num_groups: Groups on this rank, side by side in the flat list of rollouts.
         group_size: Rollouts a group.
-        count: Mini-batches, `optimizer.mini_batches`. With fewer groups some are empty: the rank still takes part.
+        count: Mini-batches, `optimizer.mini_batches`. Some may hold no group of this rank: it still takes part.
+        first_group: Position of this rank's first group in the global batch.
         generator: Draws the order, seeded alike on every rank; None keeps the order 0, 1, ….
 
     Returns:
@@ -210,13 +211,19 @@ def split_mini_batches(
 
     >>> split_mini_batches(num_groups=3, group_size=2, count=2)
     [[0, 1, 4, 5], [2, 3]]
+    >>> split_mini_batches(num_groups=3, group_size=2, count=2, first_group=3)
+    [[2, 3], [0, 1, 4, 5]]
     """
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}")
     order = range(count) if generator is None else torch.randperm(count, generator=generator).tolist()
     return [
-        [group * group_size + k for group in range(first, num_groups, count) for k in range(group_size)]
-        for first in order
+        [
+            group * group_size + k
+            for group in range((place - first_group) % count, num_groups, count)
+            for k in range(group_size)
+        ]
+        for place in order
     ]
 
 

@@ -57,7 +57,7 @@ def update_policy(
     """
     sums = {"loss": 0.0, "kl_reference": 0.0, "kl_old": 0.0, "clip_low": 0.0, "clip_high": 0.0, "tokens": 0.0}
     norms: list[float] = []
-    num_groups = len(experience.flat) // config.rollout.group_size
+    share = ranks.share(config.rollout.prompts_per_step)
     weights = None
     if config.importance_cap is not None:
         weights = importance_weights(
@@ -66,9 +66,11 @@ def update_policy(
     feels_gradient = _feels_gradient(config, experience, targets).tolist()
     for epoch in range(config.optimizer.epochs_per_batch):
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1009 + epoch)
-        for index, rows in enumerate(
-            split_mini_batches(num_groups, config.rollout.group_size, config.optimizer.mini_batches, generator)
-        ):
+        split = split_mini_batches(
+            len(share), config.rollout.group_size, config.optimizer.mini_batches,
+            first_group=share.start, generator=generator,
+        )  # fmt: skip
+        for index, rows in enumerate(split):
             denominator = _global_denominator(spec, experience, rows, ranks)
             active = [row for row in rows if feels_gradient[row]]
             batches = micro_batches(config, policy, ranks, experience.flat, active, pad_token_id)

@@ -16,6 +16,7 @@ from clipo_ds.batching import (
     share_prompts,
     split_mini_batches,
 )
+from clipo_ds.distributed import Ranks
 from clipo_ds.types import Batch, Group, Prompt, Rollout
 
 PAD = 99
@@ -194,9 +195,10 @@ def test_equalising_to_fewer_than_there_are_is_refused():
         equalise(real, 1, PAD)
 
 
-@given(st.integers(0, 20), st.integers(1, 4), st.integers(1, 8), st.integers(0, 5))
-def test_mini_batches_hold_whole_groups_each_once_and_are_even(num_groups, group_size, count, seed):
-    split = split_mini_batches(num_groups, group_size, count, torch.Generator().manual_seed(seed))
+@given(st.integers(0, 20), st.integers(1, 4), st.integers(1, 8), st.integers(0, 30), st.integers(0, 5))
+def test_mini_batches_hold_whole_groups_each_once_and_are_even(num_groups, group_size, count, first_group, seed):
+    generator = torch.Generator().manual_seed(seed)
+    split = split_mini_batches(num_groups, group_size, count, first_group=first_group, generator=generator)
     assert len(split) == count
     assert sorted(row for rows in split for row in rows) == list(range(num_groups * group_size))
     for rows in split:
@@ -206,19 +208,23 @@ def test_mini_batches_hold_whole_groups_each_once_and_are_even(num_groups, group
     assert max(sizes) - min(sizes) in (0, group_size)
 
 
-def test_mini_batches_of_all_ranks_together_do_not_depend_on_their_number():
-    def split(num_groups: int, offset: int) -> list[set[int]]:
-        parts = split_mini_batches(num_groups, 2, 3, torch.Generator().manual_seed(4))
-        return [{offset * 2 + row for row in part} for part in parts]
+@pytest.mark.parametrize(("num_groups", "count"), [(6, 2), (12, 3), (8, 8), (9, 3)])
+@pytest.mark.parametrize("world_size", [2, 4, 5, 8])
+def test_mini_batches_of_all_ranks_together_do_not_depend_on_their_number(num_groups, count, world_size):
+    def split(share: range) -> list[set[int]]:
+        generator = torch.Generator().manual_seed(4)
+        parts = split_mini_batches(len(share), 2, count, first_group=share.start, generator=generator)
+        return [{share.start * 2 + row for row in part} for part in parts]
 
-    one_rank = split(12, 0)
-    two_ranks = [a | b for a, b in zip(split(6, 0), split(6, 6), strict=True)]
-    assert one_rank == two_ranks
+    shares = [Ranks(rank, world_size, rank, torch.device("cpu")).share(num_groups) for rank in range(world_size)]
+    together = [set().union(*parts) for parts in zip(*map(split, shares), strict=True)]
+    assert together == split(range(num_groups))
+    assert {len(part) for part in together} == {num_groups * 2 // count}
 
 
 def test_the_generator_draws_the_order_of_the_mini_batches():
     orders = {
-        tuple(rows[0] for rows in split_mini_batches(4, 1, 4, torch.Generator().manual_seed(seed)))
+        tuple(rows[0] for rows in split_mini_batches(4, 1, 4, generator=torch.Generator().manual_seed(seed)))
         for seed in range(20)
     }
     assert len(orders) > 10

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
+import torch.multiprocessing as multiprocessing
+from launching import free_port
 from small_policy import VOCABULARY, make_policy, save_model
 
+from clipo_ds import distributed
 from clipo_ds.batching import collate
 from clipo_ds.experience import Experience
 from clipo_ds.objectives import policy_loss, resolve_objective
@@ -171,3 +175,34 @@ def test_kl_from_the_old_policy_is_estimated_on_its_own_samples(folder, ranks):
     d = (logprobs - experience.old_logprobs)[trained]  # log(policy / old): exp(d) averages to 1 under the old policy
     assert metrics["policy/kl_old"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4)
     assert metrics["policy/kl_old"] != pytest.approx(float((d.neg().exp() + d - 1).mean()), rel=1e-3)
+
+
+def update_on(rank: int, world_size: int, port: int, folder: str, out: str) -> None:
+    """Three mini-batches of one group each under ZeRO-3: on two ranks every one of them leaves a rank without rows."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), DS_ACCELERATOR="cpu", LOCAL_SIZE=str(world_size),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    ranks = distributed.start()
+    policy = make_policy(folder, ranks, stage=3)
+    share = ranks.share(GROUPS)
+    rows = slice(share.start * GROUP_SIZE, share.stop * GROUP_SIZE)
+    whole = scored(policy)
+    tensors = {name: value for name, value in vars(whole).items() if isinstance(value, torch.Tensor)}
+    own = dataclasses.replace(
+        whole, flat=whole.flat[rows], judgements=whole.judgements[rows], **{n: t[rows] for n, t in tensors.items()}
+    )
+    pull = Targets(targets().advantages[rows], targets().zero_variance[rows], None)
+    config = settings(optimizer=OptimizerConfig(learning_rate=1e-2, mini_batches=GROUPS, epochs_per_batch=2))
+    metrics = update_policy(config, resolve_objective("grpo"), policy, ranks, own, pull, pad_token_id=0, step=1)
+    torch.save(metrics, f"{out}/{world_size}_{rank}.pt")
+    distributed.stop()
+
+
+def test_mini_batches_are_the_same_on_one_rank_and_on_two(folder, tmp_path):
+    for world_size in (1, 2):
+        multiprocessing.spawn(update_on, args=(world_size, free_port(), folder, str(tmp_path)), nprocs=world_size)
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    assert two[0] == two[1] == pytest.approx(one, rel=1e-4, abs=1e-7)
+    assert one["policy/grad_norm"] > 0
