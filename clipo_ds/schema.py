@@ -13,7 +13,7 @@ from typing import Any, Literal
 from clipo_ds.types import InputError
 
 AUTO_IMPORTANCE_CAP = 2.0
-MAY_BE_INFINITE = ("contrastive.floor", "objective.importance_cap")
+MAY_BE_INFINITE = ("contrastive.floor", "objective.importance_cap", "optimizer.max_grad_norm")
 
 
 def require(condition: bool, name: str, rule: str, value: Any) -> None:
