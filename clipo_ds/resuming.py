@@ -29,7 +29,7 @@ MAY_CHANGE = (
     "reward.verifier_workers",
     # where the same policy is sampled, say after a server died; another engine draws other random numbers
     "rollout.engine", "rollout.server", "rollout.vllm", "rollout.async_steps", "rollout.max_sequences",
-    "rollout.parity",
+    "rollout.sleep", "rollout.parity",
 )  # fmt: skip
 
 

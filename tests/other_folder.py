@@ -3,9 +3,9 @@
 import os
 import sys
 
-if os.environ.get("RANK") == "1":
-    os.chdir("/")
+if __name__ == "__main__":
+    if os.environ.get("RANK") == "1":
+        os.chdir("/")
+    from clipo_ds.cli import train_main
 
-from clipo_ds.cli import train_main
-
-sys.exit(train_main())
+    sys.exit(train_main())
