@@ -7,6 +7,7 @@ Modules with torch are imported after the arguments have been read, so that `--h
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from clipo_ds.config import load_config, split_train_arguments
 from clipo_ds.types import InputError, MismatchError, RunStopped, SamplerLost
@@ -171,6 +172,27 @@ def serve_main(argv: Sequence[str] | None = None) -> int:
         serve(arguments, rest)
 
     return _guarded(run)
+
+
+def run_ranks(main: Callable[[], int]) -> NoReturn:
+    """Run the command of a script that has ranks and end the process with its exit code.
+
+    The interpreter is not taken down: a thread of gloo that still holds the tensors of the last collective would ask
+    for it meanwhile and abort a process that has done all its work (pytorch/pytorch pull request 179291).
+    """
+    code = 1  # of an exception that nobody catches
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(end)  # the first to be registered is the last to be called
+    try:
+        code = main()
+    except SystemExit as end_of_argparse:  # --help, or a flag that is wrong
+        code = int(end_of_argparse.code or 0)
+    sys.exit(code)
 
 
 def _guarded(run: Callable[[], Any]) -> int:

@@ -1,9 +1,7 @@
 """Train a policy: `deepspeed scripts/train.py --ds_config ds_configs/zero3.json --recipe NAME [--section.field value
 …]`."""
 
-import sys
-
-from clipo_ds.cli import train_main
+from clipo_ds.cli import run_ranks, train_main
 
 if __name__ == "__main__":
-    sys.exit(train_main())
+    run_ranks(train_main)
