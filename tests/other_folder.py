@@ -1,11 +1,10 @@
-"""scripts/train.py, but rank 1 stands in another folder, as a second node without the data would."""
+"""scripts/train.py, but each rank stands in a folder of its own: a second node may lack the data that the first has."""
 
 import os
 import sys
 
 if __name__ == "__main__":
-    if os.environ.get("RANK") == "1":
-        os.chdir("/")
+    os.chdir(os.path.join(os.environ["FOLDER_OF_RANKS"], f"rank{os.environ['RANK']}"))
     from clipo_ds.cli import train_main
 
     sys.exit(train_main())

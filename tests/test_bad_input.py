@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -244,11 +243,15 @@ def test_the_launcher_passes_the_exit_code_and_one_line_on(tmp_path):
     assert done.stderr.count("error: ") == 1
 
 
-def test_what_one_rank_alone_finds_ends_all_ranks_with_its_line(tmp_path, small_model):
-    data = rows(tmp_path / "data.jsonl", *[{"prompt": "1+1", "answer": "2"}] * 8)
-    here = Path(os.path.relpath(data, ROOT))
-    arguments = [*on_data(small_model, here), "--rollout.prompts_per_step=4", f"--run_dir={tmp_path}/run"]
-    done = run(os.path.relpath(ROOT / "tests" / "other_folder.py", ROOT / "scripts"), *arguments, ranks=2)
+def test_what_one_rank_alone_finds_ends_all_ranks_with_its_line(tmp_path, small_model, monkeypatch):
+    for rank in (0, 1):
+        (tmp_path / f"rank{rank}").mkdir()
+    rows(tmp_path / "rank0" / "data.jsonl", *[{"prompt": "1+1", "answer": "2"}] * 8)
+    monkeypatch.setenv("FOLDER_OF_RANKS", str(tmp_path))
+    arguments = [
+        *on_data(small_model, Path("data.jsonl")), "--rollout.prompts_per_step=4", f"--run_dir={tmp_path}/run"
+    ]  # fmt: skip
+    done = run("../tests/other_folder.py", *arguments, ranks=2)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "data.jsonl" in line and "(on rank 1, " in line

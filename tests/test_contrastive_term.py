@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from launching import free_port
+from ranks import on_ranks
 from safetensors.torch import save_file
 
-from clipo_ds import distributed
 from clipo_ds.contrastive_term import ContrastiveTerm
 from clipo_ds.distributed import Ranks
 from clipo_ds.schema import ContrastiveConfig
@@ -43,14 +39,8 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return pooled, correct, group
 
 
-def outcomes_on(rank: int, world_size: int, port: int, folder: str) -> None:
+def outcomes_on(ranks: Ranks, folder: str) -> None:
     """Two steps of every case's term on this rank's share of the groups; what they gave goes into files."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), DS_ACCELERATOR="cpu", LOCAL_SIZE=str(world_size),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    ranks = distributed.start()
     pooled, correct, group = data()
     share = ranks.share(NUM_GROUPS)
     rows = slice(share.start * GROUP_SIZE, share.stop * GROUP_SIZE)
@@ -65,15 +55,14 @@ def outcomes_on(rank: int, world_size: int, port: int, folder: str) -> None:
             seen[f"head_mean_{step}"] = torch.tensor([outcome.mean_loss, outcome.num_valid])
             term.learn(pooled[rows], correct[rows], group[rows], step, outcome.num_valid)
         seen |= {f"head_{name}": weight for name, weight in term.head.state_dict().items()}
-        torch.save(seen, f"{folder}/{case}_{world_size}_{rank}.pt")
-    distributed.stop()
+        torch.save(seen, f"{folder}/{case}_{ranks.world_size}_{ranks.rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def seen_by_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("term")
     for world_size in (1, 2):
-        multiprocessing.spawn(outcomes_on, args=(world_size, free_port(), str(folder)), nprocs=world_size)
+        on_ranks(world_size, outcomes_on, str(folder))
     return folder
 
 

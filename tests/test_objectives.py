@@ -19,6 +19,7 @@ from beartype import beartype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError, jaxtyped
+from objective_oracle import batch, loop_oracle
 
 from clipo_ds.objectives import (
     AGGREGATIONS,
@@ -36,51 +37,6 @@ from clipo_ds.objectives import (
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "objectives.npz"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 logger = logging.getLogger(__name__)
-
-
-def batch(seed, n=5, t=6, spread=0.5, dtype=torch.float64):
-    """Log-probabilities, old ones, advantages of both signs and zero, and a mask with a hole and an empty row."""
-    generator = torch.Generator().manual_seed(seed)
-    logprobs = -torch.rand(n, t, generator=generator, dtype=torch.float64) * 3
-    old = logprobs + spread * torch.randn(n, t, generator=generator, dtype=torch.float64)
-    advantages = torch.randn(n, generator=generator, dtype=torch.float64)
-    advantages[0] = 0.0
-    mask = torch.rand(n, t, generator=generator) < 0.7
-    mask[-1] = False
-    return logprobs.to(dtype), old.to(dtype), advantages.to(dtype), mask
-
-
-def loop_oracle(logprobs, old, advantages, mask, spec, weight=None):
-    """One token at a time, with Python's arithmetic on scalars of the graph."""
-    total, count = logprobs.new_zeros(()), 0
-    for i in range(len(mask)):
-        tokens = [t for t in range(mask.shape[1]) if mask[i, t]]
-        a, losses = float(advantages[i]), []
-        deltas = [logprobs[i, t] - old[i, t] for t in tokens]
-        if spec.name == "gmpo" and tokens:
-            kept = [d.clamp(max=spec.clip_high) if a > 0 else d.clamp(min=-spec.clip_low) for d in deltas]
-            losses = [-a * torch.exp(sum(kept) / len(kept))] * len(tokens)
-        elif tokens:
-            if spec.name == "gspo":
-                deltas = [sum(deltas) / len(deltas)] * len(deltas)
-            for ratio in (torch.exp(d.clamp(-20, 20)) for d in deltas):
-                outside = (a > 0 and ratio > 1 + spec.clip_high) or (a < 0 and ratio < 1 - spec.clip_low)
-                losses.append(-a * (ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high).detach() if outside else ratio))
-        if spec.dual_clip is not None and a < 0:
-            losses = [loss.clamp(max=-spec.dual_clip * a) for loss in losses]
-        if weight is not None:
-            losses = [loss * weight[i, t] for loss, t in zip(losses, tokens, strict=True)]
-        length = len(tokens) if spec.aggregation == "sequence_mean" else 1
-        total = total + sum(losses) / max(length, 1)
-        count += len(tokens)
-    return (
-        total
-        / {
-            "sequence_mean": len(mask),
-            "token_mean": max(count, 1),
-            "constant": len(mask) * (spec.constant_length or mask.shape[1]),
-        }[spec.aggregation]
-    )
 
 
 # -- golden vectors ---------------------------------------------------------------------------------------------------
@@ -327,65 +283,6 @@ def test_sequence_objectives_give_every_token_of_a_sequence_its_loss(objective):
     for i in range(len(mask) - 1):
         assert len(set(terms.loss[i][mask[i]].tolist())) == 1
         assert torch.equal(terms.loss[i][~mask[i]], torch.zeros(int((~mask[i]).sum()), dtype=torch.float64))
-
-
-# -- importance weights and KL ----------------------------------------------------------------------------------------
-
-
-def test_importance_weights_are_truncated_and_one_outside_of_the_mask():
-    old = torch.tensor([[-1.0, -1.0, -1.0, math.nan]], requires_grad=True)
-    mask = torch.tensor([[True, True, True, False]])
-    weight = importance_weights(old, torch.tensor([[-3.0, -0.5, -1.0, 0.0]]), mask, cap=2.0)
-    torch.testing.assert_close(weight, torch.tensor([[2.0, math.exp(-0.5), 1.0, 1.0]]))
-    assert not weight.requires_grad
-    assert importance_weights(torch.zeros(1, 1), torch.full((1, 1), -900.0), mask[:, :1], cap=1e30).isfinite().all()
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_importance_weights_multiply_the_loss_of_each_token(objective, aggregation):
-    logprobs, old, advantages, mask = batch(6)
-    spec = resolve_objective(objective, aggregation=aggregation, constant_length=6)
-    weight = importance_weights(old, old + torch.linspace(-1, 1, 6, dtype=torch.float64), mask, cap=1.5)
-    terms = token_losses(logprobs, old, advantages, mask, spec, weight=weight)
-    have = loss_sum(terms.loss, mask, aggregation) / loss_denominator(mask, aggregation, 6)
-    torch.testing.assert_close(have, loop_oracle(logprobs, old, advantages, mask, spec, weight))
-
-
-def test_kl_estimators_have_their_values_and_slopes():
-    # Log-ratio 1: k1 = 1, k2 = 1/2, k3 = 1/e; slopes 1, k1, 1 - exp(-k1).
-    for kind, value, slope in (("k1", 1.0, 1.0), ("k2", 0.5, 1.0), ("k3", math.exp(-1), 1 - math.exp(-1))):
-        leaf = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
-        kl = kl_estimate(leaf, torch.tensor([[-2.0]], dtype=torch.float64), kind)
-        kl.sum().backward()
-        assert (kl.item(), leaf.grad.item()) == (pytest.approx(value), pytest.approx(slope))
-
-
-@settings(max_examples=200, deadline=None)
-@given(gap=st.floats(-30, 30) | st.floats(-1e-2, 1e-2), start=st.floats(-12, 0))
-def test_k3_is_never_negative_and_keeps_its_digits_in_float32(gap, start):
-    logprobs = torch.tensor([[start]], dtype=torch.float32)
-    reference = logprobs + gap
-    exact = (reference - logprobs).double()
-    have = kl_estimate(logprobs, reference, "k3").double()
-    assert have.item() >= 0
-    torch.testing.assert_close(have, torch.expm1(exact) - exact, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", KL_KINDS)
-def test_kl_of_policies_far_apart_stays_finite(kind):
-    leaf = torch.tensor([[-800.0, 0.0]], requires_grad=True)
-    kl = kl_estimate(leaf, torch.tensor([[0.0, -800.0]]), kind)
-    kl.sum().backward()
-    assert kl.isfinite().all() and leaf.grad.isfinite().all()
-
-
-def test_k3_estimates_the_divergence_of_two_distributions():
-    policy, reference = torch.tensor([0.5, 0.3, 0.2]).double().log(), torch.tensor([0.2, 0.3, 0.5]).double().log()
-    divergence = (policy.exp() * (policy - reference)).sum()
-    for kind in ("k1", "k3"):  # unbiased: their mean under the policy is the divergence
-        estimate = (policy.exp() * kl_estimate(policy[None], reference[None], kind)).sum()
-        torch.testing.assert_close(estimate, divergence)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from launching import SMALL, free_port, metrics, run
+from launching import SMALL, metrics, run
+from ranks import on_ranks
 from small_policy import make_batch, make_policy, save_model
 
-from clipo_ds import distributed
 from clipo_ds.batching import equalise
+from clipo_ds.distributed import Ranks
 
 # r: both ranks have rows, p: none has, a and b: only the first or the second has; no scoring pass in between.
 COURSE = "prbabrppab"
 
 
-def walk(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), DS_ACCELERATOR="cpu",
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    policy = make_policy(folder, distributed.start(), stage=3)
+def walk(ranks: Ranks, folder: str) -> None:
+    policy = make_policy(folder, ranks, stage=3)
     norms = []
     for letter in COURSE:
-        busy = letter == "r" or (letter == "a" and rank == 0) or (letter == "b" and rank == 1)
+        busy = letter == "r" or (letter == "a" and ranks.rank == 0) or (letter == "b" and ranks.rank == 1)
         batch = make_batch() if busy else equalise([], 1, 0)[0]
         scores = policy.forward(batch)
         # As the update does: a padding batch touches every output, a real one what its loss needs.
         idle = (scores.logprobs.sum() + scores.pooled.sum()) * 0.0
         policy.backward(idle if batch.is_padding else -scores.logprobs.sum() * 0.1, last=True)
         norms.append(policy.step())
-    torch.save(norms, f"{folder}/norms_{rank}.pt")
-    distributed.stop()
+    torch.save(norms, f"{folder}/norms_{ranks.rank}.pt")
 
 
 def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):
     folder = save_model(tmp_path)
-    walkers = multiprocessing.spawn(walk, args=(free_port(), folder), nprocs=2, join=False)
-    deadline = time.monotonic() + 300
-    try:
-        while not walkers.join(timeout=5):
-            assert time.monotonic() < deadline, "the ranks wait for each other"
-    finally:
-        for process in walkers.processes:
-            process.kill()
+    on_ranks(2, walk, folder)
     first, second = (torch.load(tmp_path / f"norms_{rank}.pt") for rank in (0, 1))
     assert first == second
     assert [norm == 0 for norm in first] == [letter == "p" for letter in COURSE]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from launching import free_port
+from ranks import on_ranks
 from small_policy import VOCABULARY, make_policy, save_model
 
-from clipo_ds import distributed
 from clipo_ds.batching import collate
+from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience
 from clipo_ds.objectives import policy_loss, resolve_objective
 from clipo_ds.rewards import Judgement
@@ -177,14 +175,8 @@ def test_kl_from_the_old_policy_is_estimated_on_its_own_samples(folder, ranks):
     assert metrics["policy/kl_old"] != pytest.approx(float((d.neg().exp() + d - 1).mean()), rel=1e-3)
 
 
-def update_on(rank: int, world_size: int, port: int, folder: str, out: str) -> None:
+def update_on(ranks: Ranks, folder: str, out: str) -> None:
     """Three mini-batches of one group each under ZeRO-3: on two ranks every one of them leaves a rank without rows."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), DS_ACCELERATOR="cpu", LOCAL_SIZE=str(world_size),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    ranks = distributed.start()
     policy = make_policy(folder, ranks, stage=3)
     share = ranks.share(GROUPS)
     rows = slice(share.start * GROUP_SIZE, share.stop * GROUP_SIZE)
@@ -196,13 +188,12 @@ def update_on(rank: int, world_size: int, port: int, folder: str, out: str) -> N
     pull = Targets(targets().advantages[rows], targets().zero_variance[rows], None)
     config = settings(optimizer=OptimizerConfig(learning_rate=1e-2, mini_batches=GROUPS, epochs_per_batch=2))
     metrics = update_policy(config, resolve_objective("grpo"), policy, ranks, own, pull, pad_token_id=0, step=1)
-    torch.save(metrics, f"{out}/{world_size}_{rank}.pt")
-    distributed.stop()
+    torch.save(metrics, f"{out}/{ranks.world_size}_{ranks.rank}.pt")
 
 
 def test_mini_batches_are_the_same_on_one_rank_and_on_two(folder, tmp_path):
     for world_size in (1, 2):
-        multiprocessing.spawn(update_on, args=(world_size, free_port(), folder, str(tmp_path)), nprocs=world_size)
+        on_ranks(world_size, update_on, folder, str(tmp_path))
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
     assert two[0] == two[1] == pytest.approx(one, rel=1e-4, abs=1e-7)
     assert one["policy/grad_norm"] > 0

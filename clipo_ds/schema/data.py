@@ -1,0 +1,32 @@
+"""Training and test data: which files, which verifier, what is put around a prompt and how long one may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipo_ds.schema.base import require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: list[str] = field(default_factory=list)
+    """Training data: parquet or jsonl files, Hugging Face dataset ids (`org/name`, `org/name:split`), or
+    `recipes:NAME` for a file that is shipped beside the recipes."""
+    test: list[str] = field(default_factory=list)
+    """Test data for the evaluation during training, in the same forms."""
+    kind: Literal["auto", "math", "choice"] = "auto"
+    """Which verifier judges the answers; `auto` takes `choice` where every ground truth of a file is one letter, A to
+    J."""
+    system_prompt: str | None = None
+    """System message put before every prompt, in place of the row's own; null leaves the rows as they are."""
+    instruction: str | None = None
+    """Text appended to every user message, after a line break; null adds nothing."""
+    max_prompt_tokens: int = 512
+    """Prompts longer than this, in tokens, are dropped and counted."""
+    max_rows: int | None = None
+    """Read at most this many rows of each training file; null reads all."""
+
+    def __post_init__(self) -> None:
+        require(self.max_prompt_tokens >= 1, "data.max_prompt_tokens", "at least 1", self.max_prompt_tokens)
+        require(self.max_rows is None or self.max_rows >= 1, "data.max_rows", "null or at least 1", self.max_rows)

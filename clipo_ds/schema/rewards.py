@@ -1,0 +1,39 @@
+"""What a rollout earns, and who verifies its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clipo_ds.schema.base import require
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    function: str
+    """Import path `package.module:function`, or `path/to/file.py:function`."""
+    weight: float = 1.0
+    """What the function's value is multiplied by before it is added to the reward."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    correct: float = 1.0
+    """Outcome reward of a right final answer."""
+    wrong: float = 0.0
+    """Outcome reward of a wrong final answer."""
+    functions: list[RewardFunction] = field(default_factory=list)
+    """Further reward functions, added with their weights. They never change what counts as correct."""
+    overlong_buffer: int | None = None
+    """Tokens before the length cap over which the reward falls from 0 to -1 (DAPO eq. 13). Null is the objective's
+    default: a fifth of the cap for dapo, off otherwise; 0 is off."""
+    verifier_workers: int = 2
+    """Processes on each rank that verify answers with math-verify."""
+    verifier_timeout: float = 5.0
+    """Seconds after which a verification is killed and counted as wrong."""
+
+    def __post_init__(self) -> None:
+        require(self.correct > self.wrong, "reward.correct", "above reward.wrong", self.correct)
+        buffer = self.overlong_buffer
+        require(buffer is None or buffer >= 0, "reward.overlong_buffer", "null or at least 0", buffer)
+        require(self.verifier_workers >= 1, "reward.verifier_workers", "at least 1", self.verifier_workers)
+        require(self.verifier_timeout > 0, "reward.verifier_timeout", "positive", self.verifier_timeout)
