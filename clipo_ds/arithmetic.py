@@ -155,6 +155,12 @@ def _prompts(
     problems: tuple[str, ...], source: str, task: TaskConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[Prompt]:
     texts = [problem + PROMPT_END for problem in problems]
+    characters = str(tokenizer.decode(tokenizer(CHARACTERS, add_special_tokens=False)["input_ids"]))
+    if characters.strip() != CHARACTERS:
+        raise InputError(
+            f"`model.path` must be a model whose tokenizer has the task's characters ({CHARACTERS}), "
+            f"got {tokenizer.name_or_path!r}, which has {characters}"
+        )
     token_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [
         Prompt(

@@ -80,8 +80,9 @@ def check_settings(config: TrainConfig, run_dir: Path, checkpoint: Path | None) 
     if not changed:
         return
     listed = "; ".join(f"`{name}` must stay {_said(old)}, got {_said(new)}" for name, old, new in changed)
-    weights = checkpoint is not None and config.task is None
-    start = f"start a new run from --model.path {checkpoint}/model" if weights else "start a new run in another folder"
+    start = (
+        f"start a new run from --model.path {checkpoint}/model" if checkpoint else "start a new run in another folder"
+    )
     raise InputError(f"{listed}: the run in {run_dir} goes on with its own settings; to change them, {start}")
 
 

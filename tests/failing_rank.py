@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipo_ds.cli import train_main
+from clipo_ds.cli import run_ranks, train_main
 from clipo_ds.generation import TransformersEngine
 
 
@@ -41,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_ranks(main)

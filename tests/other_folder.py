@@ -1,10 +1,9 @@
 """scripts/train.py, but each rank stands in a folder of its own: a second node may lack the data that the first has."""
 
 import os
-import sys
 
 if __name__ == "__main__":
     os.chdir(os.path.join(os.environ["FOLDER_OF_RANKS"], f"rank{os.environ['RANK']}"))
-    from clipo_ds.cli import train_main
+    from clipo_ds.cli import run_ranks, train_main
 
-    sys.exit(train_main())
+    run_ranks(train_main)

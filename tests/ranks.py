@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,3 +41,5 @@ def _be(rank: int, world_size: int, port: int, work: Callable[..., None], argume
     torch.set_num_threads(1)
     work(distributed.start(), *arguments)
     distributed.stop()
+    sys.stderr.flush()
+    os._exit(0)  # as `run_ranks` does, and for its reason

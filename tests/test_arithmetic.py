@@ -11,6 +11,8 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from clipo_ds.arithmetic import (
     CHARACTERS,
@@ -31,6 +33,7 @@ from clipo_ds.arithmetic import train_prompts as make_train_prompts
 from clipo_ds.schema import FlawRates, TaskConfig
 from clipo_ds.steps import check_steps
 from clipo_ds.types import InputError
+from clipo_ds.warm_start import build_tokenizer
 
 PROBLEM = "7+5-3+8"
 
@@ -49,11 +52,6 @@ tasks = st.builds(
     st.integers(2, 200),
     st.integers(0, 99),
 )
-
-
-def a_tokenizer(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
-    """One token a character, as the real one (`tests/test_warm_start.py` checks that)."""
-    return {"input_ids": [[CHARACTERS.index(character) + 2 for character in text] for text in texts]}
 
 
 # Problems.
@@ -107,10 +105,16 @@ def test_a_task_with_too_few_problems_says_how_many_there_are() -> None:
         make_problems(task)
 
 
+def test_a_tokenizer_without_the_characters_of_the_task_is_refused() -> None:
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"7": 0, "5": 1}, merges=[])))
+    with pytest.raises(InputError, match=r"`model\.path` must be .* characters \(0123456789\+-=;#:\)"):
+        make_train_prompts(TaskConfig(num_train_prompts=20, num_test_prompts=10), words)
+
+
 def test_prompts_carry_what_the_judge_needs() -> None:
     task = TaskConfig(num_train_prompts=20, num_test_prompts=10, answer_modulus=3)
-    train = make_train_prompts(task, a_tokenizer)
-    tests = make_test_prompts(task, a_tokenizer)
+    train = make_train_prompts(task, build_tokenizer())
+    tests = make_test_prompts(task, build_tokenizer())
     assert len(train) == 20
     assert {name: len(prompts) for name, prompts in tests.items()} == {"arithmetic": 10, "arithmetic_harder": 10}
     for name, prompts in [("arithmetic", train), *tests.items()]:

@@ -186,7 +186,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         seed=draw(st.integers(0, 2**32 - 1)),
         model=dataclasses.replace(base.model, lora=draw(st.none() | lora)),
         data=DataConfig(
-            train=draw(st.lists(TEXT, min_size=1)),
+            train=draw(st.lists(TEXT, min_size=1)) if base.task is None else [],
             instruction=draw(st.none() | TEXT),
             max_prompt_tokens=base.data.max_prompt_tokens,
         ),

@@ -136,6 +136,18 @@ def test_resume_with_another_contrastive_section_is_refused_before_anything_is_l
     assert "`contrastive` must stay on, got null" in done.stderr
 
 
+def test_a_new_run_of_the_task_starts_from_the_weights_of_a_checkpoint(one_rank, tmp_path):
+    checkpoint = one_rank / "checkpoints" / "step_000004"
+    train(*RICH, "--steps=1", "--contrastive=null", f"--model.path={checkpoint}/model", f"--run_dir={tmp_path}/run")
+    (first,) = metrics(tmp_path / "run")
+    assert first["mismatch/max_abs"] < 1e-4
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (
+        checkpoint, tmp_path / "run" / "checkpoints" / "step_000001"
+    )]  # fmt: skip
+    changed = max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0])
+    assert 0 < changed < 0.01  # one step away
+
+
 def test_sigterm_ends_after_the_step_with_a_whole_checkpoint(tmp_path):
     folder = tmp_path / "run"
     process = start("train.py", *SMALL, CPU, "--steps=10000", f"--run_dir={folder}")

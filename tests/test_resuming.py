@@ -76,13 +76,13 @@ def test_another_recipe_is_refused(tmp_path):
     ],
 )
 def test_another_setting_is_refused_before_anything_is_loaded_or_written(capsys, tmp_path, flag, message):
-    begun(tmp_path)
+    checkpoint = begun(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert train_main(["--resume=auto", f"--run_dir={tmp_path}", "--steps=9", flag]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, line), line
-    assert line.endswith(f"the run in {tmp_path} goes on with its own settings; to change them, start a new run in "
-                         "another folder")  # fmt: skip
+    assert line.endswith(f"the run in {tmp_path} goes on with its own settings; to change them, start a new run from "
+                         f"--model.path {checkpoint}/model")  # fmt: skip
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

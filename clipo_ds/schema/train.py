@@ -63,8 +63,10 @@ class TrainConfig:
         require(0 <= self.seed < 2**32, "seed", "at least 0 and below 2**32", self.seed)
         builtin = self.model.path == "arithmetic"
         require(not builtin or self.task is not None, "task", "given when model.path is arithmetic", self.task)
-        require(builtin or self.task is None, "model.path", "arithmetic when a task is given", self.model.path)
-        require(builtin or bool(self.data.train), "data.train", "at least one file or dataset id", self.data.train)
+        if self.task is None:
+            require(bool(self.data.train), "data.train", "at least one file or dataset id", self.data.train)
+        else:
+            require(not self.data.train, "data.train", "empty when a task is given (or task null)", self.data.train)
         contrastive = self.contrastive
         if contrastive is not None:
             require(
