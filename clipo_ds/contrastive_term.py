@@ -3,7 +3,9 @@
 `ContrastiveTerm.judge` gives the contrastive loss and reward of this rank's rollouts under the head as it stands;
 `ContrastiveTerm.learn` then takes the head's one optimiser step on the same batch, so that rewards never see the
 update they caused. The head is small: it is replicated, and its gradients are summed over ranks with the global
-number of valid anchors under them, which keeps it identical on every rank.
+number of valid anchors under them, which keeps it identical on every rank. Groups that dynamic sampling dropped are
+embedded for the records, and are neither anchors nor anybody's positives or negatives; a rank that kept none takes part
+in every collective all the same.
 
 Where it goes beyond the paper (arXiv 2603.10101): `debias`, `denominator: negatives`, `head: none`, group-centred
 rewards, the shuffled placebo and the differentiable embedding path are options of this program, all off by default.
@@ -41,7 +43,7 @@ class ContrastiveOutcome:
     """What the term says about this rank's N rollouts."""
 
     loss: Tensor  # Float[N], 0 where not valid
-    valid: Tensor  # Bool[N]
+    valid: Tensor  # Bool[N], never in a dropped group
     reward: Tensor  # Float[N], 0 where not valid
     embeddings: Tensor  # Float[N, D], unit rows
     pooled_gradient: Tensor | None  # Float[N, H]: d (mean loss over the global batch) / d pooled, for the policy's loss
@@ -70,13 +72,14 @@ class ContrastiveTerm:
             else None
         )
 
-    def judge(self, pooled: Tensor, correct: Tensor, group: Tensor, step: int) -> ContrastiveOutcome:
+    def judge(self, pooled: Tensor, correct: Tensor, group: Tensor, kept: Tensor, step: int) -> ContrastiveOutcome:
         """Loss and reward of every rollout of this rank under the head as it stands.
 
         Args:
             pooled: Float[N, H], pooled hidden states; no gradient flows into them.
             correct: Bool[N], the verifier's verdicts.
             group: Int[N], labels that no other rank uses.
+            kept: Bool[N], False for the rows of groups that dynamic sampling dropped.
             step: Names the random stream of the drawn positives and of the placebo.
 
         Raises:
@@ -86,7 +89,7 @@ class ContrastiveTerm:
         wants_gradient = config.policy_loss_weight > 0
         states = pooled.detach().requires_grad_(wants_gradient)
         with torch.set_grad_enabled(wants_gradient):
-            embeddings, loss, whole = self._loss(states, correct, group, step)
+            embeddings, loss, whole = self._loss(states, correct, group, kept, step)
         total = distributed.sum_over_ranks(
             {"loss": float(loss.per_rollout.detach().sum()), "valid": float(loss.valid.sum())}, self.ranks.device
         )
@@ -97,17 +100,18 @@ class ContrastiveTerm:
             (gradient,) = torch.autograd.grad(objective, states, allow_unused=True)
             gradient = torch.zeros_like(states) if gradient is None else gradient
         per_rollout, valid = loss.per_rollout.detach(), loss.valid
+        reward = self._reward(per_rollout, valid, group[kept], step)
         return ContrastiveOutcome(
-            loss=per_rollout,
-            valid=valid,
-            reward=self._reward(per_rollout, valid, group, step),
+            loss=_at_kept(per_rollout, kept),
+            valid=_at_kept(valid, kept),
+            reward=_at_kept(reward, kept),
             embeddings=embeddings.detach(),
             pooled_gradient=gradient,
             num_valid=total["valid"],
             mean_loss=total["loss"] / max(total["valid"], 1.0),
         )
 
-    def learn(self, pooled: Tensor, correct: Tensor, group: Tensor, step: int, num_valid: float) -> float:
+    def learn(self, pooled: Tensor, correct: Tensor, group: Tensor, kept: Tensor, step: int, num_valid: float) -> float:
         """One optimiser step of the head on the mean loss over the `num_valid` anchors of the global batch.
 
         Returns the norm of the head's global gradient; 0 where the head has nothing to learn or is frozen.
@@ -118,7 +122,7 @@ class ContrastiveTerm:
         if self.optimizer is None or num_valid == 0:
             return 0.0
         self.optimizer.zero_grad()
-        _, loss, _ = self._loss(pooled.detach(), correct, group, step)
+        _, loss, _ = self._loss(pooled.detach(), correct, group, kept, step)
         (loss.per_rollout.sum() / num_valid).backward()
         parameters = list(self.head.parameters())
         distributed.sum_gradients(parameters)
@@ -153,9 +157,10 @@ class ContrastiveTerm:
         return float(torch.nn.utils.get_total_norm(weights)) if weights else 0.0
 
     def _loss(
-        self, pooled: Tensor, correct: Tensor, group: Tensor, step: int
+        self, pooled: Tensor, correct: Tensor, group: Tensor, kept: Tensor, step: int
     ) -> tuple[Tensor, ContrastiveLoss, ContrastiveLoss]:
-        """Embeddings of this rank's rows, their loss, and the loss of all rows that the level lets this rank see.
+        """Embeddings of this rank's rows, the loss of its kept ones, and the loss of all kept rows that the level lets
+        this rank see.
 
         Contrast beyond the group reaches over ranks: every rank then maps the gathered states of the others through the
         head too, with gradients to the head. Since each rank adds up its own anchors only, the sum of the ranks' head
@@ -167,15 +172,16 @@ class ContrastiveTerm:
         broken = not bool(embeddings.detach().isfinite().all())
         if distributed.max_over_ranks(float(broken), self.ranks.device):
             raise FloatingPointError("the contrastive embeddings are not finite")
+        correct, group, candidates = correct[kept], group[kept], embeddings[kept]
         everyone_correct, first_row = distributed.gather_rows(correct)
         if config.level == "group":
-            all_embeddings, all_correct, all_group, rows = embeddings, correct, group, slice(0, len(correct))
+            all_embeddings, all_correct, all_group, rows = candidates, correct, group, slice(0, len(correct))
             generator = self._generator(step, "positives", first_row)
         else:
             generator = self._generator(step, "positives", 0)
             rows = slice(first_row, first_row + len(correct))
-            others = self.head(distributed.gather_rows(states)[0])
-            all_embeddings = torch.cat([others[: rows.start], embeddings, others[rows.stop :]])
+            others = self.head(distributed.gather_rows(states[kept])[0])
+            all_embeddings = torch.cat([others[: rows.start], candidates, others[rows.stop :]])
             all_correct, all_group = everyone_correct, distributed.gather_rows(group)[0]
         whole = contrastive_loss(
             all_embeddings,
@@ -192,6 +198,7 @@ class ContrastiveTerm:
         return embeddings, own, whole
 
     def _reward(self, loss: Tensor, valid: Tensor, group: Tensor, step: int) -> Tensor:
+        """Float[K], of the kept rows."""
         config = self.config
         if config.reward_centering == "group":
             reward = centred_contrastive_reward(loss, valid, group, weight=config.weight, floor=config.floor)
@@ -204,12 +211,17 @@ class ContrastiveTerm:
         return reward
 
     def _generator(self, step: int, purpose: str, first_row: int) -> torch.Generator:
-        """A stream of one purpose in one step, in which row i of the global batch uses number i on any number of
+        """A stream of one purpose in one step, in which kept row i of the global batch uses number i on any number of
         ranks."""
         seed = (self._seed * 1_000_003 + step) * 2 + PURPOSES.index(purpose)
         generator = torch.Generator().manual_seed(seed)
         torch.rand(first_row, dtype=torch.float64, generator=generator)  # what the lower ranks draw
         return generator
+
+
+def _at_kept(values: Tensor, kept: Tensor) -> Tensor:
+    """[N]: the values of the kept rows at their places, 0 elsewhere."""
+    return values.new_zeros(len(kept)).masked_scatter(kept, values)
 
 
 def load_head(head: ContrastiveHead, path: str) -> None:

@@ -120,7 +120,7 @@ def run_problems(
     Args:
         engine: The sampler, with the weights to score.
         prompts: This rank's share; a sample depends on seed, `uid` and its number, not on the share.
-        judge: Verifies answers and checks steps.
+        judge: Verifies answers and checks steps; its reward functions are not called.
         samples: Responses a problem.
         temperature: 0 decodes greedily.
         top_p: Nucleus threshold in (0, 1]; 1 is off.
@@ -138,7 +138,8 @@ def run_problems(
     groups = engine.generate(
         prompts, samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=0, seed=seed
     )
-    return [_problem(group, judged) for group, judged in zip(groups, judge.judge(groups), strict=True)]
+    judged = judge.judge(groups, with_functions=False)
+    return [_problem(group, judgements) for group, judgements in zip(groups, judged, strict=True)]
 
 
 def summarise(name: str, rows: Sequence[ProblemResult]) -> EvaluationResult:

@@ -41,11 +41,15 @@ class SampledGroups:
 
     groups: list[JudgedGroup]
     dropped: list[bool]  # [groups]: zero-variance fill that dynamic sampling found no replacement for
+    unused: list[JudgedGroup]  # of all rounds on this rank, those that are not in `groups`
     rounds: int
-    num_sampled: int  # rollouts of all rounds on this rank
-    num_sampled_correct: int
     verify_seconds: float  # of the time that it all took, spent on verdicts and rewards
     staleness: int  # steps between the weights that sampled the first round and those that will be trained
+
+    @property
+    def every_group(self) -> list[JudgedGroup]:
+        """All groups that this rank sampled in the step."""
+        return self.groups + self.unused
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def sample_groups(
     share = ranks.share(len(prompts))
     kept: list[JudgedGroup] = []
     spare: list[JudgedGroup] = []
-    num_sampled = num_correct = rounds = 0
+    rounds = 0
     verify_seconds = 0.0
     while True:
         own = [prompts[i] for i in ranks.share(len(prompts))]
@@ -127,10 +131,7 @@ def sample_groups(
         distributed.raise_everywhere(failure)
         rounds += 1
         for group, judgements in zip(groups, judged, strict=True):
-            correct = [j.correct for j in judgements]
-            num_sampled += len(correct)
-            num_correct += sum(correct)
-            informative = 0 < sum(correct) < len(correct)
+            informative = 0 < sum(j.correct for j in judgements) < len(judgements)
             (kept if informative or not dynamic else spare).append((group, judgements))
         if not dynamic:
             break
@@ -146,14 +147,13 @@ def sample_groups(
                 )  # fmt: skip
             break
         prompts = draw_more()
-    kept = kept[: len(share)]
-    fill = spare[: len(share) - len(kept)]
+    num_kept = min(len(kept), len(share))
+    num_fill = len(share) - num_kept
     return SampledGroups(
-        groups=kept + fill,
-        dropped=[False] * len(kept) + [True] * len(fill),
+        groups=kept[:num_kept] + spare[:num_fill],
+        dropped=[False] * num_kept + [True] * num_fill,
+        unused=kept[num_kept:] + spare[num_fill:],
         rounds=rounds,
-        num_sampled=num_sampled,
-        num_sampled_correct=num_correct,
         verify_seconds=verify_seconds,
         staleness=0 if ready is None else 1,
     )

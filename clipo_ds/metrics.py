@@ -2,11 +2,20 @@
 
 Every mean is a sum over a count, both added up over ranks before they are divided. A mean over nothing is NaN here and
 null in the file. What each key means is said in `METRICS`, which the README's table is made from.
+
+Where dynamic sampling replaces groups, a step samples more rollouts than it scores, and scores more than it trains on:
+places that found no replacement are filled with groups marked as dropped. A mean is over one of the three.
+
+    all sampled     what the policy makes of the prompts: `accuracy/sampled`, `groups/all_…`, `verifier/…`, `sampling/…`
+    all scored      what the texts are like token by token: `response/…`, `mismatch/…`, `policy/entropy`
+    trained on      what is learnt from: `reward/…`, `accuracy/mean`, `process/…`, `groups/zero_variance`,
+                    `contrastive/…`
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,20 +30,23 @@ from clipo_ds.schema import TrainConfig
 METRICS = {
     "reward/mean": "mean reward before the contrastive term",
     "reward/total": "mean reward with the contrastive term",
+    "reward/overlong": "mean overlong penalty (with reward.overlong_buffer, by default for dapo)",
+    "reward/…": "mean value of each of reward.functions by its name, before its weight; the import path is the name of "
+    "functions called alike and of those called mean, total or overlong",
     "accuracy/mean": "share of right final answers in the rollouts trained on",
     "accuracy/sampled": "the same over all rollouts sampled, also those that dynamic sampling replaced",
     "process/checked": "share of rollouts whose steps could be checked",
     "process/consistent": "share of checked rollouts without a false step",
     "process/consistent_among_correct": "share of checked rollouts with a right answer that have no false step",
     "groups/zero_variance": "share of groups whose total rewards are all equal (they teach nothing)",
-    "groups/all_correct": "share of groups with right answers only",
-    "groups/all_wrong": "share of groups with wrong answers only",
+    "groups/all_correct": "share of all groups sampled with right answers only",
+    "groups/all_wrong": "share of all groups sampled with wrong answers only",
     "response/length": "mean response length, tokens",
     "response/length_correct": "mean response length of right answers, tokens",
     "response/length_wrong": "mean response length of wrong answers, tokens",
     "response/truncated": "share of responses that reached the length cap",
-    "verifier/no_answer": "share of responses in which no final answer was found",
-    "verifier/timeout": "share of verifications that were killed at the time limit",
+    "verifier/no_answer": "share of all rollouts sampled in which no final answer was found",
+    "verifier/timeout": "share of all rollouts sampled whose verification was killed at the time limit",
     "policy/entropy": "mean entropy of the policy at the sampled positions, nats a token",
     "policy/loss": "policy loss, mean over the step's updates",
     "policy/grad_norm": "gradient norm before clipping, mean over the step's updates",
@@ -63,8 +75,10 @@ METRICS = {
     "contrastive/head_norm": "norm of the head's weights",
     "contrastive/head_grad_norm": "norm of the head's gradient",
     "sampling/rounds": "rounds of generation that dynamic sampling took",
+    "sampling/dropped": "share of all groups sampled that were not trained on",
     "tokens/prompt": "prompt tokens in the global batch, each rollout counted",
     "tokens/response": "response tokens in the global batch",
+    "tokens/sampled": "response tokens of all rollouts sampled, also those that dynamic sampling replaced",
     "time/…": "seconds on the slowest rank: generate (waiting for it, with rollout.async_steps), verify, score, "
     "contrastive, update, sync, record, step",
     "throughput/generate": "response tokens sampled a second, all ranks",
@@ -99,33 +113,64 @@ class Means:
 
 
 def rollout_metrics(
-    experience: Experience, sampled: SampledGroups, total_reward: Tensor, zero_variance: Tensor, ranks: Ranks
+    experience: Experience,
+    sampled: SampledGroups,
+    total_reward: Tensor,
+    zero_variance: Tensor,
+    ranks: Ranks,
+    *,
+    reward_names: Sequence[str],
 ) -> dict[str, float]:
-    """What the rollouts of a step are like: rewards, answers, steps, groups, lengths, entropy."""
+    """What the rollouts of a step are like: rewards, answers, steps, groups, lengths, entropy.
+
+    Args:
+        experience: This rank's rows.
+        sampled: The groups that they come from, and those that were sampled beside them.
+        total_reward: Float[N], with the contrastive term.
+        zero_variance: Bool[N], the total rewards of the row's group are all equal.
+        ranks: The means are over all of them.
+        reward_names: `Judge.reward_names`, on every rank the same.
+    """
     means = Means()
-    correct = experience.correct
-    checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
-    consistent = process_consistent(experience)
+    _add_trained(means, experience, total_reward, zero_variance, reward_names)
+    _add_sampled(means, sampled)
     lengths = experience.mask.sum(1)
-    means.add("reward/mean", experience.reward)
-    means.add("reward/total", total_reward)
-    means.add("accuracy/mean", correct)
-    means.add_sum("accuracy/sampled", sampled.num_sampled_correct, sampled.num_sampled)
-    means.add("process/checked", checked)
-    means.add("process/consistent", consistent, checked)
-    means.add("process/consistent_among_correct", consistent, checked & correct)
-    means.add("groups/zero_variance", zero_variance)
-    by_group = correct.view(len(sampled.groups), -1) if len(sampled.groups) else correct.view(0, 1)
-    means.add("groups/all_correct", by_group.all(1))
-    means.add("groups/all_wrong", ~by_group.any(1))
     means.add("response/length", lengths)
-    means.add("response/length_correct", lengths, correct)
-    means.add("response/length_wrong", lengths, ~correct)
+    means.add("response/length_correct", lengths, experience.correct)
+    means.add("response/length_wrong", lengths, ~experience.correct)
     means.add("response/truncated", torch.tensor([rollout.truncated for _, rollout in experience.flat]))
-    for status in ("no_answer", "timeout"):
-        means.add(f"verifier/{status}", torch.tensor([j.status == status for j in experience.judgements]))
     means.add("policy/entropy", experience.entropy, experience.mask)
     return means.reduce(ranks)
+
+
+def _add_trained(
+    means: Means, experience: Experience, total_reward: Tensor, zero_variance: Tensor, reward_names: Sequence[str]
+) -> None:
+    """Means over the rows that are trained on."""
+    kept = ~experience.dropped
+    checked = kept & torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
+    consistent = process_consistent(experience)
+    means.add("reward/mean", experience.reward, kept)
+    means.add("reward/total", total_reward, kept)
+    for name in reward_names:
+        means.add(f"reward/{name}", torch.tensor([j.value(name) for j in experience.judgements]), kept)
+    means.add("accuracy/mean", experience.correct, kept)
+    means.add("process/checked", checked, kept)
+    means.add("process/consistent", consistent, checked)
+    means.add("process/consistent_among_correct", consistent, checked & experience.correct)
+    means.add("groups/zero_variance", zero_variance, kept)
+
+
+def _add_sampled(means: Means, sampled: SampledGroups) -> None:
+    """Means over all that was sampled, whatever became of it."""
+    groups = [judgements for _, judgements in sampled.every_group]
+    rollouts = [judgement for judgements in groups for judgement in judgements]
+    means.add("accuracy/sampled", torch.tensor([j.correct for j in rollouts]))
+    means.add("groups/all_correct", torch.tensor([all(j.correct for j in judgements) for judgements in groups]))
+    means.add("groups/all_wrong", torch.tensor([not any(j.correct for j in judgements) for judgements in groups]))
+    for status in ("no_answer", "timeout"):
+        means.add(f"verifier/{status}", torch.tensor([j.status == status for j in rollouts]))
+    means.add_sum("sampling/dropped", len(sampled.unused) + sum(sampled.dropped), len(groups))
 
 
 def mismatch_metrics(experience: Experience, ranks: Ranks) -> dict[str, float]:
@@ -148,7 +193,7 @@ def contrastive_metrics(
     reward, valid = outcome.reward.cpu(), outcome.valid.cpu()
     checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
     consistent = process_consistent(experience)
-    means.add("contrastive/valid_share", valid, experience.correct)
+    means.add("contrastive/valid_share", valid, experience.correct & ~experience.dropped)
     means.add("contrastive/reward", reward, valid)
     means.add("contrastive/reward_process_right", reward, valid & checked & consistent)
     means.add("contrastive/reward_process_wrong", reward, valid & checked & ~consistent)
@@ -177,11 +222,16 @@ def warnings_in_words(config: TrainConfig, metrics: dict[str, float]) -> dict[st
             f"{metrics['response/truncated']:.0%} of the responses were cut at rollout.max_new_tokens = "
             f"{config.rollout.max_new_tokens}; raise it, or they can never be right"
         )
+    ease = "easy" if metrics["accuracy/sampled"] > 0.5 else "hard"
     if metrics["groups/zero_variance"] > 0.8:
-        ease = "easy" if metrics["accuracy/mean"] > 0.5 else "hard"
         warnings["zero_variance"] = (
             f"in {metrics['groups/zero_variance']:.0%} of the groups all rewards are equal, which teaches nothing; the "
             f"prompts are too {ease} for this model (try objective.dynamic_sampling true, or other data.train)"
+        )
+    if metrics["sampling/dropped"] > 0.8:
+        warnings["dropped"] = (
+            f"dynamic sampling threw away {metrics['sampling/dropped']:.0%} of the groups that were sampled; the "
+            f"prompts are too {ease} for this model (try other data.train)"
         )
     if config.contrastive is not None and metrics.get("contrastive/floor_share", 0.0) > 0.5:
         warnings["floor"] = (

@@ -40,7 +40,7 @@ from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter
 from clipo_ds.resuming import check_settings, run_folder
-from clipo_ds.rewards import Judge
+from clipo_ds.rewards import Judge, load_functions
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.sources import name_sources
@@ -163,8 +163,10 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
             "`rollout.group_size` must be at least 2 for dynamic sampling (objective.dynamic_sampling, on for dapo): "
             "the rewards of a group of one are all equal; got 1"
         )
-    build_judge(config, spec).close()  # imports the user's reward functions
+    functions = load_functions(config.reward.functions)
     prompts, tests = _load_data(config, facts.tokenizer)
+    for function in functions.values():
+        function.check_columns(prompts)
     longest = config.data.max_prompt_tokens + config.longest_response
     limit = getattr(facts.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:

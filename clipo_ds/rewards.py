@@ -11,7 +11,8 @@ A user reward function is a plain Python function, called once for all responses
 It may take any of ``prompts``, ``responses``, ``ground_truths``, ``sources`` (lists of str), ``extracted`` (of str or
 None), ``correct``, ``truncated`` (of bool), ``num_tokens`` (of int), and every other column of the data by its name, as
 a list; what it does not name it is not given, unless it takes ``**kwargs``. It returns one finite number for each
-response. The recipe names it by its import path, and its value times its weight is added to the reward:
+response. The recipe names it by its import path, and its value times its weight is added to the reward; what it raises
+ends the run with one line that names it:
 
     reward:
       functions:
@@ -26,6 +27,7 @@ import inspect
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -37,6 +39,10 @@ from clipo_ds.answers import AnswerVerifier, Status
 from clipo_ds.schema import RewardConfig, RewardFunction
 from clipo_ds.steps import check_steps
 from clipo_ds.types import Group, InputError, Prompt, Rollout
+
+OVERLONG = "overlong"
+TAKEN_NAMES = ("mean", "total", OVERLONG)
+"""What `reward/…` means already in the records."""
 
 _FIELD = "reward.functions"
 
@@ -53,6 +59,10 @@ class Judgement:
     overlong: float  # in [-1, 0]
     other: dict[str, float]  # values of the user's reward functions by name, not weighted
     reward: float  # outcome + overlong + sum of weight times value
+
+    def value(self, name: str) -> float:
+        """One of the rewards that `Judge.reward_names` lists, not weighted."""
+        return self.overlong if name == OVERLONG else self.other[name]
 
 
 def overlong_penalty(num_tokens: int, *, max_new_tokens: int, buffer: int) -> float:
@@ -105,7 +115,30 @@ class LoadedFunction:
                 f"(there are {', '.join(sorted(columns))})"
             )
         given = {name: list(column) for name, column in columns.items() if self._takes_all or name in self._names}
-        return self._checked(self._call(**given), len(columns["responses"]))
+        try:
+            returned = self._call(**given)
+        except Exception as error:  # a user's code may raise anything, and on one rank alone
+            said = " ".join(f"{type(error).__name__}: {error}{_own_line(error)}".split())
+            raise InputError(f"`{_FIELD}` '{self.path}' must not raise, got {said}") from error
+        return self._checked(returned, len(columns["responses"]))
+
+    def check_columns(self, prompts: Sequence[Prompt]) -> None:
+        """Check that every prompt has the columns without which the function cannot be called.
+
+        Raises:
+            InputError: One has not.
+        """
+        of_every_response = _columns([], [], [])
+        for name in self._required:
+            if name in of_every_response:
+                continue
+            lacking = [prompt for prompt in prompts if name not in prompt.metadata]
+            if lacking:
+                raise InputError(
+                    f"`{_FIELD}` '{self.path}' must take columns that every training prompt has, got {name!r}, which "
+                    f"{len(lacking)} of them lack (the first is of {lacking[0].source} and has "
+                    f"{', '.join(sorted([*of_every_response, *lacking[0].metadata]))})"
+                )
 
     def _checked(self, returned: Any, num_responses: int) -> list[float]:
         rule = f"`{_FIELD}` '{self.path}' must return one finite number for each of the {num_responses} responses"
@@ -123,6 +156,12 @@ class LoadedFunction:
                 raise InputError(f"{rule}, got {value!r} for response {position}")
             values.append(number)
         return values
+
+
+def _own_line(error: Exception) -> str:
+    """The line of the called function at which an error came up; nothing where the call itself failed."""
+    _, *own = traceback.extract_tb(error.__traceback__)
+    return f" ({own[0].filename}, line {own[0].lineno})" if own else ""
 
 
 def _import_function(path: str) -> Callable[..., Any]:
@@ -166,7 +205,8 @@ def _import_file(path: str) -> ModuleType:
 
 
 def load_functions(given: Sequence[RewardFunction]) -> dict[str, LoadedFunction]:
-    """The functions by the name that records show: the function's own, or its whole path where two share it.
+    """The functions by the name that records show: the function's own, or its whole path where that name is not unique
+    or one of `TAKEN_NAMES`.
 
     Raises:
         InputError: one cannot be loaded, or one is given twice.
@@ -177,7 +217,7 @@ def load_functions(given: Sequence[RewardFunction]) -> dict[str, LoadedFunction]
     if repeated is not None:
         raise InputError(f"`{_FIELD}` must name each function once, got {repeated!r} {paths.count(repeated)} times")
     return {
-        (name if names.count(name) == 1 else path): LoadedFunction(function)
+        (name if names.count(name) == 1 and name not in TAKEN_NAMES else path): LoadedFunction(function)
         for name, path, function in zip(names, paths, given, strict=True)
     }
 
@@ -211,11 +251,22 @@ class Judge:
     def close(self) -> None:
         self._verifier.close()
 
-    def judge(self, groups: Sequence[Group]) -> list[list[Judgement]]:
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """The rewards beside the outcome, by the name that records show: the overlong penalty, if there is one, and the
+        user's functions."""
+        return (*((OVERLONG,) if self._buffer > 0 else ()), *self._functions)
+
+    def judge(self, groups: Sequence[Group], *, with_functions: bool = True) -> list[list[Judgement]]:
         """Judgements in the shape of `groups`: one list a group, one judgement a rollout.
 
+        Args:
+            groups: Any number of rollouts each.
+            with_functions: Call the user's reward functions; an evaluation has no use for them, and its problems need
+                not have their columns.
+
         Raises:
-            InputError: a reward function returned something else than one finite number for each response.
+            InputError: a reward function raised, or returned something else than one finite number for each response.
         """
         flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
         verdicts = self._verifier.verify_many(
@@ -224,8 +275,9 @@ class Judge:
             [prompt.kind for prompt, _ in flat],
         )
         extracted = [verdict.extracted for verdict in verdicts]
-        columns = _columns(flat, [verdict.correct for verdict in verdicts], extracted) if self._functions else {}
-        values = {name: function(columns) if flat else [] for name, function in self._functions.items()}
+        functions = self._functions if with_functions and flat else {}
+        columns = _columns(flat, [verdict.correct for verdict in verdicts], extracted) if functions else {}
+        values = {name: function(columns) for name, function in functions.items()}
         judgements = []
         for i, ((prompt, rollout), verdict) in enumerate(zip(flat, verdicts, strict=True)):
             outcome = float(self._config.correct if verdict.correct else self._config.wrong)
@@ -233,7 +285,7 @@ class Judge:
                 len(rollout.token_ids), max_new_tokens=self._max_new_tokens, buffer=self._buffer
             )
             other = {name: column[i] for name, column in values.items()}
-            weighted = sum(self._functions[name].weight * value for name, value in other.items())
+            weighted = sum(functions[name].weight * value for name, value in other.items())
             judgements.append(
                 Judgement(
                     correct=verdict.correct,

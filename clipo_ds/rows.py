@@ -19,10 +19,11 @@ def rollout_columns(
     total_reward: Tensor,
     advantages: Tensor,
     *,
+    reward_names: Sequence[str],
     step: int,
     with_embeddings: bool,
 ) -> dict[str, Any]:
-    """This rank's rows, by column."""
+    """This rank's rows, by column; `reward/NAME` is not weighted, as the metric of that name."""
     judgements, flat = experience.judgements, experience.flat
     columns: dict[str, Any] = {
         "step": [step] * len(flat),
@@ -43,6 +44,7 @@ def rollout_columns(
         "num_tokens": experience.mask.sum(1).tolist(),
         "truncated": [rollout.truncated for _, rollout in flat],
     }
+    columns |= {f"reward/{name}": [j.value(name) for j in judgements] for name in reward_names}
     if outcome is not None:
         losses = zip(outcome.loss.tolist(), outcome.valid.tolist(), strict=True)
         columns["contrastive_loss"] = [loss if valid else None for loss, valid in losses]

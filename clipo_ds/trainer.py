@@ -206,7 +206,10 @@ def _learn(
             outcome, contrast = _contrast(parts, experience, step)
         total_reward, targets = _targets(parts, experience, outcome)
         columns = _columns(parts, experience, outcome, total_reward, targets, step)
-        metrics |= rollout_metrics(experience, sampled, total_reward, targets.zero_variance, ranks) | contrast
+        metrics |= rollout_metrics(
+            experience, sampled, total_reward, targets.zero_variance, ranks, reward_names=parts.judge.reward_names
+        )
+        metrics |= contrast
         if not frozen:
             with watch.phase("update"):
                 metrics |= update_policy(
@@ -241,7 +244,7 @@ def _columns(
 ) -> dict[str, Any]:
     return rollout_columns(
         experience, outcome, total_reward, targets.advantages,
-        step=step, with_embeddings=parts.config.logging.save_embeddings,
+        reward_names=parts.judge.reward_names, step=step, with_embeddings=parts.config.logging.save_embeddings,
     )  # fmt: skip
 
 
@@ -339,14 +342,15 @@ def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[Contrast
         return None, {}
     device = experience.pooled.device
     correct, group = experience.correct.to(device), experience.group.to(device)
-    outcome = term.judge(experience.pooled, correct, group, step)
+    kept = ~experience.dropped.to(device)
+    outcome = term.judge(experience.pooled, correct, group, kept, step)
     metrics = contrastive_metrics(experience, outcome, term.config.floor, parts.ranks)
     for prefix, vectors in (("", outcome.embeddings), ("pooled_", experience.pooled)):
-        positive, negative = term.similarities(vectors, correct, group)
+        positive, negative = term.similarities(vectors[kept], correct[kept], group[kept])
         metrics[f"contrastive/{prefix}positive_similarity"] = positive
         metrics[f"contrastive/{prefix}negative_similarity"] = negative
     metrics["contrastive/head_norm"] = term.head_norm()
-    metrics["contrastive/head_grad_norm"] = term.learn(experience.pooled, correct, group, step, outcome.num_valid)
+    metrics["contrastive/head_grad_norm"] = term.learn(experience.pooled, correct, group, kept, step, outcome.num_valid)
     return outcome, metrics
 
 
@@ -365,13 +369,16 @@ def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ran
         {
             "tokens/prompt": float(sum(len(prompt.token_ids) for prompt, _ in experience.flat)),
             "tokens/response": float(experience.mask.sum()),
+            "tokens/sampled": float(
+                sum(len(rollout.token_ids) for group, _ in sampled.every_group for rollout in group.rollouts)
+            ),
         },
         ranks.device,
     )
     trained = tokens["tokens/prompt"] + tokens["tokens/response"]
     passes = seconds["time/score"] + seconds.get("time/update", 0.0)
     if sampled.staleness == 0:  # otherwise the time is what was left to wait for
-        tokens["throughput/generate"] = tokens["tokens/response"] / max(seconds["time/generate"], 1e-9)
+        tokens["throughput/generate"] = tokens["tokens/sampled"] / max(seconds["time/generate"], 1e-9)
     return {
         **seconds,
         **tokens,

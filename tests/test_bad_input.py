@@ -110,6 +110,7 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         (["--rollout.engine=vllm", "--rollout.vllm.lora=adapter"], ["rollout.vllm.lora", "merged", "model.lora"]),
         (["--logging.trackers=[nobody]"], ["logging.trackers", "nobody"]),
         (["--reward.functions=[{function: 'nowhere.py:f'}]"], ["reward.functions", "nowhere.py"]),
+        (["--reward.functions={function: 'textwrap:wrap'}"], ["reward.functions", "textwrap:wrap", "'text'", "lack"]),
     ],
 )
 def test_wrong_settings(capsys, tmp_path, monkeypatch, arguments, needles):

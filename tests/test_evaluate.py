@@ -29,7 +29,7 @@ from clipo_ds.evaluate import (
 from clipo_ds.generation import TransformersEngine
 from clipo_ds.records import RESPONSE_SCHEMA
 from clipo_ds.rewards import Judge
-from clipo_ds.schema import RewardConfig, TaskConfig
+from clipo_ds.schema import RewardConfig, RewardFunction, TaskConfig
 from clipo_ds.warm_start import build_model, build_tokenizer
 
 TASK = TaskConfig(hidden_size=32, num_layers=1, num_test_prompts=3)
@@ -215,7 +215,8 @@ def make_engine() -> TransformersEngine:
 
 def test_a_model_is_sampled_judged_and_summarised() -> None:
     prompts = [p for ps in make_test_prompts(TASK, build_tokenizer()).values() for p in ps]
-    with Judge(RewardConfig(), max_new_tokens=12) as judge:
+    of_training = RewardConfig(functions=[RewardFunction("textwrap:wrap")])  # wants a column that no problem has
+    with Judge(of_training, max_new_tokens=12) as judge:
         rows = run_problems(make_engine(), prompts, judge, samples=4, **SAMPLING)
         assert [(r.uid, r.prompt, r.ground_truth) for r in rows] == [(p.uid, p.text, p.ground_truth) for p in prompts]
         assert all(isinstance(text, str) for r in rows for text in r.responses)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipo_ds.experience import Experience, SampledGroups
-from clipo_ds.metrics import METRICS, Means, mismatch_metrics, warnings_in_words
+from clipo_ds.metrics import METRICS, Means, mismatch_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.rewards import Judgement
 from clipo_ds.schema import DataConfig, ModelConfig, RolloutConfig, TrainConfig
 from clipo_ds.types import Group, Prompt, Rollout
@@ -44,7 +45,7 @@ def a_step(sampler: list[float], trainer: list[float], correct: list[bool], grou
         flat=[(prompt, rollout) for rollout in rollouts],
         judgements=judgements,
         group=torch.arange(size) // group_size,
-        correct=torch.tensor(correct),
+        correct=torch.tensor(correct, dtype=torch.bool),
         reward=torch.tensor(correct).float(),
         dropped=torch.zeros(size, dtype=torch.bool),
         mask=torch.ones(size, 1, dtype=torch.bool),
@@ -54,7 +55,7 @@ def a_step(sampler: list[float], trainer: list[float], correct: list[bool], grou
         pooled=torch.zeros(size, 3),
         reference_logprobs=None,
     )
-    return experience, SampledGroups(judged, [False] * len(judged), 1, size, sum(correct), 0.0, 0)
+    return experience, SampledGroups(judged, [False] * len(judged), [], 1, 0.0, 0)
 
 
 def test_mismatch_kl_is_that_of_the_trainer_from_the_sampler(ranks):
@@ -65,6 +66,44 @@ def test_mismatch_kl_is_that_of_the_trainer_from_the_sampler(ranks):
     metrics = mismatch_metrics(experience, ranks)
     assert metrics["mismatch/kl"] == pytest.approx(math.log(3) / 2, rel=1e-5)
     assert metrics["mismatch/mean_abs"] == pytest.approx(math.log(3), rel=1e-5)
+
+
+def test_each_mean_is_over_what_is_trained_on_scored_or_sampled(ranks):
+    # Four groups of two: two trained on, one fill that was dropped, and beside them one that was sampled and not used.
+    experience, sampled = a_step([-1.0] * 8, [-1.0] * 8, [True, False, True, False, True, True, False, False])
+    sampled = replace(sampled, groups=sampled.groups[:3], dropped=[False, False, True], unused=sampled.groups[3:])
+    six = {
+        field.name: value[:6]
+        for field in fields(Experience)
+        if isinstance(value := getattr(experience, field.name), list | torch.Tensor)
+    }
+    experience = replace(experience, **six | {"dropped": torch.arange(6) >= 4})
+    equal = torch.tensor([True, True, False, False, True, True])
+    metrics = rollout_metrics(experience, sampled, experience.reward + 1, equal, ranks, reward_names=())
+    assert metrics["reward/mean"] == metrics["accuracy/mean"] == 0.5
+    assert metrics["reward/total"] == 1.5
+    assert metrics["groups/zero_variance"] == 0.5  # of the two that are trained on
+    assert metrics["accuracy/sampled"] == 0.5
+    assert metrics["groups/all_correct"] == metrics["groups/all_wrong"] == 0.25
+    assert metrics["sampling/dropped"] == 0.5
+    assert metrics["response/length_correct"] == metrics["response/length_wrong"] == 1.0
+
+
+def test_rewards_have_the_judges_names_also_where_there_are_no_rows(ranks):
+    experience, sampled = a_step([-1.0] * 2, [-1.0] * 2, [True, False])
+    judgements = [
+        replace(j, overlong=-0.5, other={"short": v}) for j, v in zip(experience.judgements, (1, 4), strict=True)
+    ]
+    names = ("overlong", "short")
+    some = rollout_metrics(
+        replace(experience, judgements=judgements), sampled, experience.reward, torch.zeros(2) > 0, ranks,
+        reward_names=names,
+    )  # fmt: skip
+    assert (some["reward/overlong"], some["reward/short"]) == (-0.5, 2.5)
+    nothing, no_groups = a_step([], [], [])
+    none = rollout_metrics(nothing, no_groups, nothing.reward, torch.zeros(0) > 0, ranks, reward_names=names)
+    assert list(none) == list(some)
+    assert math.isnan(none["reward/short"])
 
 
 def test_means_divide_sums_by_counts_and_are_nan_over_nothing(ranks):
@@ -85,17 +124,26 @@ def test_warnings_name_the_setting():
     config = TrainConfig(
         model=ModelConfig(path="m"), data=DataConfig(train=["x"]), rollout=RolloutConfig(max_new_tokens=77)
     )
-    quiet = {"response/truncated": 0.1, "groups/zero_variance": 0.5, "accuracy/mean": 0.5}
+    quiet = {
+        "response/truncated": 0.1,
+        "groups/zero_variance": 0.5,
+        "accuracy/mean": 0.5,
+        "accuracy/sampled": 0.5,
+        "sampling/dropped": 0.5,
+    }
     assert warnings_in_words(config, quiet) == {}
     loud = {
         "response/truncated": 0.97,
         "groups/zero_variance": 0.9,
-        "accuracy/mean": 0.02,
+        "accuracy/mean": 0.6,
+        "accuracy/sampled": 0.02,
+        "sampling/dropped": 0.95,
         "contrastive/floor_share": 0.6,
     }
     found = warnings_in_words(config, loud)
     assert "rollout.max_new_tokens = 77" in found["truncated"]
     assert "hard" in found["zero_variance"]
+    assert "95%" in found["dropped"] and "hard" in found["dropped"]
     assert "contrastive.reward_centering" in found["floor"]
 
 

@@ -41,6 +41,10 @@ def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):
     ("method", "words"),
     [
         ("generate", "error: rank 1 alone: not finite"),
+        (
+            "reward",
+            "error: `reward.functions` '{folder}/mine.py:f' must not raise, got ZeroDivisionError: rank 1 alone (",
+        ),
         ("load_weights", "error: rank 1 alone: no room for weights; stopped after step 2 of 4; go on with --resume"),
     ],
 )
@@ -48,14 +52,27 @@ def test_when_one_rank_fails_all_of_them_stop_with_one_line(tmp_path, monkeypatc
     monkeypatch.setenv("FAILS_IN", method)
     monkeypatch.setenv("FAILS_IN_FOLDER", str(tmp_path))
     folder = tmp_path / "run"
-    settings = [*SMALL, "--ds_config=ds_configs/zero3_cpu.json", "--steps=4", f"--run_dir={folder}"]
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "calls = []\n"
+        "def f(responses):\n"
+        "    calls.append(len(responses))\n"
+        "    if os.environ['RANK'] == '1' and os.environ['FAILS_IN'] == 'reward' and len(calls) == 2:\n"
+        "        raise ZeroDivisionError('rank 1 alone')\n"
+        "    return [0.0] * len(responses)\n"
+    )
+    settings = [
+        *SMALL, "--ds_config=ds_configs/zero3_cpu.json", "--steps=4", f"--run_dir={folder}",
+        f"--reward.functions={{function: '{tmp_path}/mine.py:f'}}",
+    ]  # fmt: skip
     done = run("../tests/failing_rank.py", *settings, ranks=2)
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if "rank 1 alone" in line] == [
-        line for line in done.stderr.splitlines() if line.startswith(words)
+        line for line in done.stderr.splitlines() if line.startswith(words.format(folder=tmp_path))
     ]
     # Nobody was killed by the launcher.
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
-    steps = 1 if method == "generate" else 2  # a step whose weights did not go out is whole, and the last
+    code = "2" if method == "reward" else "1"
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == [code, code]
+    steps = 2 if method == "load_weights" else 1  # a step whose weights did not go out is whole, and the last
     assert len(metrics(folder)) == steps
     assert (folder / "checkpoints" / f"step_{steps:06d}").exists() == (method == "load_weights")

@@ -44,6 +44,8 @@ def functions(tmp_path: Path) -> Path:
         "def scalar(responses):\n    return 1.0\n"
         "def words(responses):\n    return ['good'] * len(responses)\n"
         "def array(responses):\n    import numpy\n    return numpy.ones(len(responses), dtype='float32')\n"
+        "def broken(responses):\n    return [{'a': 1}[r] for r in responses]\n"
+        "def overlong(responses):\n    return [2.0] * len(responses)\n"
         "def see(**kwargs):\n    seen.append(kwargs)\n    return [0] * len(kwargs['responses'])\n"
         "seen = []\n"
         "constant = 3\n"
@@ -160,6 +162,44 @@ def test_same_names_are_told_apart_by_their_paths(functions, tmp_path):
     assert list(load_functions([RewardFunction(path) for path in paths])) == paths
     with pytest.raises(InputError, match="once"):
         load_functions([RewardFunction(paths[0]), RewardFunction(paths[0], weight=2.0)])
+
+
+def test_names_that_records_have_already_are_told_apart_by_their_paths(functions):
+    path = f"{functions}:overlong"
+    given = [RewardFunction(f"{functions}:length"), RewardFunction(path)]
+    with Judge(RewardConfig(functions=given), overlong_buffer=20, max_new_tokens=100) as judge:
+        assert judge.reward_names == ("overlong", "length", path)
+        [[j]] = judge.judge([Group(a_prompt(), (a_rollout("18", num_tokens=90),))])
+    assert [j.value(name) for name in judge.reward_names] == [-0.5, 2.0, 2.0]
+    assert Judge(RewardConfig(), max_new_tokens=100).reward_names == ()
+
+
+def test_what_a_function_raises_is_one_line_that_names_it(functions):
+    path = f"{functions}:broken"
+    line = functions.read_text().splitlines().index("    return [{'a': 1}[r] for r in responses]") + 1
+    with pytest.raises(InputError) as caught:
+        judged([a_group("b")], functions=[RewardFunction(path)])
+    assert str(caught.value) == (
+        f"`reward.functions` '{path}' must not raise, got KeyError: 'b' ({functions.resolve()}, line {line})"
+    )
+
+
+def test_no_function_is_called_where_its_value_is_of_no_use(functions):
+    with Judge(RewardConfig(functions=[RewardFunction(f"{functions}:broken")]), max_new_tokens=100) as judge:
+        [[j]] = judge.judge([a_group("18")], with_functions=False)
+    assert j.correct and j.other == {} and j.reward == 1.0
+
+
+def test_columns_that_a_prompt_lacks_are_named_before_any_call(functions):
+    [level] = load_functions([RewardFunction(f"{functions}:level")]).values()
+    having, lacking = a_prompt(metadata={"level": 3}), a_prompt(source="other", metadata={"grade": 1})
+    level.check_columns([having, having])
+    with pytest.raises(
+        InputError, match=r"got 'level', which 2 of them lack \(the first is of other and has .* grade, "
+    ):
+        level.check_columns([having, lacking, lacking])
+    for name in ("length", "all_names", "see", "short"):  # what every response has, or what may be missing
+        load_functions([RewardFunction(f"{functions}:{name}")])[name].check_columns([lacking])
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from written_run import FALSE_STEP, tear_newest, write_run
 
 from clipo_ds.types import InputError
+from clipo_ds.viz.dynamics_figures import decomposition_figure
 from clipo_ds.viz.frames import (
     CELLS,
     as_run,
@@ -113,6 +115,31 @@ def test_a_run_that_stopped_writing_is_stale(tmp_path):
     assert (state.word, state.step, state.num_steps) == ("stale", 2, 10)
     assert 95 < state.silent_s < 200
     assert run_state(as_run(write_run(tmp_path / "b"))).word == "finished"
+
+
+def test_rewards_are_shown_part_by_part_times_their_weights(tmp_path):
+    functions = [{"function": "mine.py:short", "weight": 0.1}, {"function": "mine.py:overlong", "weight": 2.0}]
+    run = as_run(write_run(tmp_path / "a", config={"reward": {"functions": functions}}))
+    for file in (run.path / "rollouts").glob("*.parquet"):
+        table = pq.read_table(file)
+        names = ("overlong", "short", "mine.py:overlong")
+        for name, value in zip(names, (-0.25, 3.0, 0.5), strict=True):
+            table = table.append_column(f"reward/{name}", pa.array([value] * len(table)))
+        reward = table["reward"].to_numpy() - 0.25 + 0.3 + 1.0
+        at = table.schema.get_field_index("reward")
+        pq.write_table(table.set_column(at, "reward", pa.array(reward.astype(np.float32))), file)
+    table = open_rollouts(run)
+    assert table.reward_parts == ["reward/overlong", "reward/short", "reward/mine.py:overlong"]
+    np.testing.assert_allclose(table.frame[table.reward_parts].iloc[0], [-0.25, 0.3, 1.0])
+    assert not table.frame["other_reward"].any()
+    page = rollout_html(table, 0)
+    assert (
+        "reward 2.150 = outcome 1.000 + contrastive 0.100 + overlong -0.250 + short 0.300 + mine.py:overlong 1.000"
+        in page
+    )
+    bars = decomposition_figure(table).data
+    assert [bar.name for bar in bars] == ["outcome", "contrastive", "overlong", "short", "mine.py:overlong"]
+    assert len({bar.marker.color for bar in bars}) == 5
 
 
 def test_metrics_are_numbers_by_step(run):

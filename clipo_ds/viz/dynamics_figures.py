@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts
+from clipo_ds.viz.frames import PART, RIGHT_BUT_WRONG, Rollouts
 from clipo_ds.viz.theme import (
     BLACK,
     BLUE,
@@ -18,6 +19,7 @@ from clipo_ds.viz.theme import (
     ORANGE,
     PURPLE,
     SEQUENTIAL,
+    SERIES,
     SKY,
     VERMILLION,
     empty_figure,
@@ -134,13 +136,15 @@ def reward_distribution_figure(table: Rollouts) -> go.Figure:
 
 def decomposition_figure(table: Rollouts) -> go.Figure:
     """Mean reward of each step by where it comes from, bars on top of each other."""
-    means = table.frame.groupby("step")[["outcome_reward", "contrastive_reward", "other_reward"]].mean().fillna(0.0)
-    figure = go.Figure()
+    colours = cycle(colour for colour in SERIES if colour not in (BLUE, ORANGE, SKY))
     parts = (
         ("outcome_reward", "outcome", BLUE),
         ("contrastive_reward", "contrastive", ORANGE),
+        *((name, name.removeprefix(PART), next(colours)) for name in table.reward_parts),
         ("other_reward", "other", SKY),
     )
+    means = table.frame.groupby("step")[[name for name, _, _ in parts]].mean().fillna(0.0)
+    figure = go.Figure()
     for name, word, colour in parts:
         if name == "other_reward" and not means[name].any():
             continue

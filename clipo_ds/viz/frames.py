@@ -37,6 +37,7 @@ NUMBERS = (
     "num_tokens", "truncated",
 )  # fmt: skip
 MORE_NUMBERS = ("outcome_reward", "prompt_uid")  # of runs that the trainer wrote
+PART, OVERLONG = "reward/", "overlong"  # a column for the overlong penalty and for each reward function, by its name
 TEXTS = ("prompt", "response", "ground_truth", "extracted")
 STALE_AFTER_S = 30.0  # and ten times as long as a step takes
 
@@ -46,8 +47,9 @@ class Rollouts:
     """Rollouts of a run, a row each.
 
     `frame` has the columns `step`, `place` (row in the step's file), `group` (within the step), `prompt` (the same
-    number wherever the same prompt comes again), `cell` (one of CELLS), `outcome_reward`, `other_reward` (what is
-    neither outcome nor contrastive), and NUMBERS. Its index is 0 … N - 1; a *row* below is such a number.
+    number wherever the same prompt comes again), `cell` (one of CELLS), `outcome_reward`, `reward/…` (the overlong
+    penalty and each reward function, times its weight), `other_reward` (what is none of them and not contrastive), and
+    NUMBERS. Its index is 0 … N - 1; a *row* below is such a number.
     """
 
     run: Run
@@ -58,6 +60,11 @@ class Rollouts:
     def steps(self) -> list[int]:
         """The steps that are there, ascending."""
         return self.frame["step"].drop_duplicates().tolist()
+
+    @property
+    def reward_parts(self) -> list[str]:
+        """The columns `reward/…`."""
+        return [name for name in self.frame.columns if name.startswith(PART)]
 
     def rows_of(self, step: int, group: int | None = None) -> np.ndarray:
         """Rows of one step, or of one group in it."""
@@ -258,8 +265,12 @@ def cells(correct: pd.Series, process: pd.Series) -> pd.Categorical:
 def _read_step(run: Run, step: int) -> pd.DataFrame:
     there = run.rollout_columns(step)
     more = [name for name in MORE_NUMBERS if name in there]
-    columns = [*NUMBERS, *more] if "prompt_uid" in more else [*NUMBERS, *more, "prompt"]
+    weights = {f"{PART}{name}": weight for name, weight in _reward_weights(run).items()}
+    parts = [name for name in there if name in weights]
+    columns = [*NUMBERS, *more, *parts] if "prompt_uid" in more else [*NUMBERS, *more, *parts, "prompt"]
     frame = run.rollouts(step, columns).to_pandas()
+    for name in parts:
+        frame[name] = (frame[name] * weights[name]).astype(np.float32)
     frame["process_consistent"] = frame["process_consistent"].astype("boolean")
     for name in ("contrastive_loss", "contrastive_reward"):
         frame[name] = frame[name].astype(np.float32)
@@ -271,8 +282,18 @@ def _read_step(run: Run, step: int) -> pd.DataFrame:
         frame["outcome_reward"] = frame["outcome_reward"].astype(np.float32)
     else:
         frame["outcome_reward"] = frame["reward"] - contrast
-    frame["other_reward"] = (frame["reward"] - frame["outcome_reward"] - contrast).round(6)
+    known = frame["outcome_reward"] + contrast + frame[parts].sum(axis=1)
+    added_up = np.isclose(frame["reward"], known, rtol=1e-5, atol=1e-6)  # but for the rounding to float32
+    frame["other_reward"] = np.where(added_up, np.float32(0), frame["reward"] - known)
     return frame.rename(columns={"prompt_uid": "prompt"})
+
+
+def _reward_weights(run: Run) -> dict[str, float]:
+    """Weights of the overlong penalty and, by path and by name, of the run's reward functions; in records those whose
+    name is taken go by their path."""
+    functions = run.config.get("reward", {}).get("functions", [])
+    paths = {function["function"]: function["weight"] for function in functions}
+    return {path.rpartition(":")[2]: weight for path, weight in paths.items()} | paths | {OVERLONG: 1.0}
 
 
 def _numbered(table: Rollouts) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from clipo_ds.steps import FalseEquation, check_steps
-from clipo_ds.viz.frames import CELLS, RIGHT_BUT_WRONG, Rollouts, cells
+from clipo_ds.viz.frames import CELLS, PART, RIGHT_BUT_WRONG, Rollouts, cells
 from clipo_ds.viz.theme import GREEN, GREY, PALE, PURPLE, SKY, VERMILLION
 
 CELL_COLOURS = dict(zip(CELLS, (GREEN, VERMILLION, PURPLE, SKY, GREY, PALE), strict=True))
@@ -213,6 +213,8 @@ def _fraction(value: Fraction) -> str:
 def _worth(entry: pd.Series) -> str:
     parts = [f"reward {entry['reward']:.3f} = outcome {entry['outcome_reward']:.3f}"]
     parts[0] += f" + contrastive {_number(entry['contrastive_reward'], '.3f')}"
+    for name in entry.index[entry.index.str.startswith(PART)]:
+        parts[0] += f" + {html.escape(name.removeprefix(PART))} {_number(entry[name], '.3f')}"
     if entry["other_reward"]:
         parts[0] += f" + other {entry['other_reward']:.3f}"
     parts.append(f"advantage {entry['advantage']:+.3f}")
