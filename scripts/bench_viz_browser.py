@@ -49,15 +49,16 @@ WATCH = """view => {
 
 def measure(browser: Browser, server: Server, run: Path, points: int, moves: int) -> dict[str, float]:
     """Open the notebook with so many points, move its slider, and ask the kernel for its memory."""
-    name = put_notebook("02_embedding_clusters.ipynb", server.folder, f"run = {str(run)!r}")
-    file = server.folder / name
+    folder = server.folder / f"{points}_points"  # another notebook each time, and so a fresh kernel
+    folder.mkdir()
+    file = folder / put_notebook("02_embedding_clusters.ipynb", folder, f"run = {str(run)!r}")
     notebook = json.loads(file.read_text())
     for cell in notebook["cells"]:
         if "".join(cell["source"]) == EXPLORER:
             cell["source"] = f"ClusterExplorer(run, max_points={points})"
     notebook["cells"].append({**notebook["cells"][1], "id": "peak", "source": PEAK})
     file.write_text(json.dumps(notebook))
-    browser.open(server, name)
+    browser.open(server, f"{folder.name}/{file.name}")
     figures: dict[str, float] = {}
     began = time.monotonic()
     browser.page.evaluate("() => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = 0; }")

@@ -320,3 +320,18 @@ def test_the_report_refuses_bad_arguments_in_one_line(run, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: `run` must be a run folder")
     assert report(run, tmp_path / "no" / "out.html").returncode == 2
+
+
+# -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_clusters_import_nothing_that_takes_a_second_and_other_figures_are_shown_all_the_same():
+    code = (
+        "import sys, clipo_ds.viz.cluster_view, plotly.graph_objects as go, plotly.io as pio\n"
+        "assert {'jsonschema', 'nbformat', 'scipy', 'sklearn'} & set(sys.modules) == set()\n"
+        "pio.renderers.default = 'plotly_mimetype'\n"
+        "go.Figure().show()  # asks nbformat for its version\n"
+        "import nbformat\n"
+        "nbformat.validate(nbformat.v4.new_notebook())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -10,10 +10,13 @@ import asyncio
 import functools
 import gzip
 import html
+import importlib.util
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ParamSpec
 
 import anywidget
@@ -37,6 +40,29 @@ STATE_COLOURS = {
 P = ParamSpec("P")
 
 
+class _ImportedLater(ModuleType):
+    """Stands for a module in one place, and imports it when it is asked for something there."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _figure_widget() -> type[go.FigureWidget]:
+    """plotly's FigureWidget, imported without nbformat.
+
+    plotly imports nbformat for the sake of its version, which `Figure.show` asks for. nbformat needs jsonschema, and
+    that, where rfc3987_syntax is installed (it comes with JupyterLab), builds a grammar for more than a second. So
+    plotly gets a stand-in, which is known to nobody else: `import nbformat` elsewhere imports nbformat.
+    """
+    if "nbformat" in sys.modules or importlib.util.find_spec("nbformat") is None:
+        return go.FigureWidget
+    sys.modules["nbformat"] = _ImportedLater("nbformat")
+    try:
+        return go.FigureWidget  # this is when plotly imports it
+    finally:
+        del sys.modules["nbformat"]
+
+
 class PlotlyScript(anywidget.AnyWidget):
     """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.4 MB as it is sent."""
 
@@ -49,7 +75,7 @@ def _plotly_script() -> PlotlyScript:
     return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode()))
 
 
-class Plot(go.FigureWidget):
+class Plot(_figure_widget()):
     """A FigureWidget that takes whole figures, sends what differs, and can be reloaded."""
 
     _esm = Path(__file__).with_name("plot.js")
