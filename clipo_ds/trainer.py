@@ -30,11 +30,11 @@ from clipo_ds.ahead import gap_after_sync
 from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
-from clipo_ds.evaluate import EvaluationResult, response_columns, run_problems, summarise
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
 from clipo_ds.metrics import contrastive_metrics, mismatch_metrics, rollout_metrics, warnings_in_words
 from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
+from clipo_ds.periodic_evaluation import evaluate_if_due
 from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
@@ -109,7 +109,7 @@ def run_loop(parts: Parts) -> bool:
 
 def _steps(parts: Parts) -> bool:
     config = parts.config
-    _evaluate_if_due(parts, parts.progress.step)  # an earlier start may have been cut off before it came to this
+    evaluate_if_due(parts, parts.progress.step)  # an earlier start may have been cut off before it came to this
     while parts.progress.step < config.steps:
         step, before = parts.progress.step + 1, parts.progress
         try:
@@ -122,10 +122,11 @@ def _steps(parts: Parts) -> bool:
         if record.sampler_lost is not None:
             raise record.sampler_lost
         last = step == config.steps
-        _evaluate_if_due(parts, step)
+        evaluate_if_due(parts, step)
         # One rank's signal stops all of them, after the same step.
         stopping = bool(distributed.max_over_ranks(parts.stop_requested, parts.ranks.device))
-        if last or stopping or _due(config.checkpoint.every, step):
+        every = config.checkpoint.every
+        if last or stopping or (every is not None and step % every == 0):
             _save(parts)
         if stopping and not last:
             return False
@@ -272,58 +273,6 @@ def _hand_over(
     return None
 
 
-def evaluate_now(parts: Parts, step: int) -> dict[str, EvaluationResult]:
-    """Evaluate the sampler's weights, which are the policy's, on every test set that is not on record for this step.
-
-    Called by all ranks.
-
-    Returns the results on rank 0, an empty mapping elsewhere.
-
-    Raises:
-        SamplerLost: On all ranks, as the engine raised it on one of them.
-    """
-    config, results = parts.config, {}
-    setting = config.evaluation
-    recorded = distributed.broadcast_object(None if parts.writer is None else parts.writer.evaluated(step))
-    for name, prompts in parts.tests.items():
-        if name in recorded:
-            continue
-        own = [prompts[i] for i in parts.ranks.share(len(prompts))]
-        failure: Exception | None = None
-        try:
-            rows = run_problems(
-                parts.engine,
-                own,
-                parts.judge,
-                samples=setting.samples,
-                temperature=setting.temperature if setting.samples > 1 else 0.0,
-                top_p=setting.top_p if setting.samples > 1 else 1.0,
-                max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
-                seed=config.seed,
-            )
-        except (FloatingPointError, SamplerLost) as error:
-            failure = error
-        distributed.raise_everywhere(failure)
-        gathered = distributed.gather_objects(rows)
-        if gathered is None:
-            continue
-        scored = [row for share in gathered for row in share]
-        results[name] = summarise(name, scored)
-        if parts.writer is not None:
-            parts.writer.write_responses(step, name, response_columns(scored))
-            parts.writer.write_evaluation(step, results[name].to_dict())
-        flat = {f"evaluation/{name}/{key}": value for key, value in results[name].to_dict().items()}
-        parts.trackers.log({k: v for k, v in flat.items() if isinstance(v, int | float)}, step)
-    parts.display.evaluation(step, results)
-    return results
-
-
-def _evaluate_if_due(parts: Parts, step: int) -> None:
-    every = parts.config.evaluation.every
-    if every is not None and (step == parts.config.steps or _due(every, step)):
-        evaluate_now(parts, step)
-
-
 def _sample_ahead(parts: Parts, step: int) -> None:
     """Begin to sample this rank's share of the prompts that `step` will draw, beside whatever comes now."""
     prompts = parts.peek()
@@ -409,10 +358,6 @@ def _what_is_left(parts: Parts) -> str:
     kept = newest_checkpoint(parts.run_dir)
     rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return f"its rollouts are written, {rest}"
-
-
-def _due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
 
 
 @contextlib.contextmanager

@@ -96,6 +96,7 @@ LAYERS: dict[str, list[str]] = {
         "ahead",
         "resuming",
         "parts",
+        "periodic_evaluation",
         "trainer",
         "standalone",
         "compare",

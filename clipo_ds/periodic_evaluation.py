@@ -1,0 +1,60 @@
+"""The evaluation that a run makes of its own policy every n steps and at the end. Called by all ranks. Layer L3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipo_ds import distributed
+from clipo_ds.evaluate import EvaluationResult, ProblemResult, response_columns, run_problems, summarise
+from clipo_ds.parts import Parts
+from clipo_ds.types import Prompt, SamplerLost
+
+
+def evaluate_if_due(parts: Parts, step: int) -> None:
+    """Evaluate the sampler's weights, which are the policy's, on every test set that is not on record for this step.
+
+    Nothing is done in a step that `evaluation.every` does not name; the last one always counts as named.
+
+    Raises:
+        FloatingPointError, SamplerLost: On all ranks, as the engine raised it on one of them.
+    """
+    every = parts.config.evaluation.every
+    if every is None or (step != parts.config.steps and step % every != 0):
+        return
+    recorded = distributed.broadcast_object(None if parts.writer is None else parts.writer.evaluated(step))
+    results: dict[str, EvaluationResult] = {}
+    for name, prompts in parts.tests.items():
+        if name in recorded:
+            continue
+        gathered = distributed.gather_objects(_own_share(parts, prompts))
+        if gathered is None:
+            continue
+        problems = [problem for share in gathered for problem in share]
+        results[name] = summarise(name, problems)
+        if parts.writer is not None:
+            parts.writer.write_responses(step, name, response_columns(problems))
+            parts.writer.write_evaluation(step, results[name].to_dict())
+        flat = {f"evaluation/{name}/{key}": value for key, value in results[name].to_dict().items()}
+        parts.trackers.log({k: v for k, v in flat.items() if isinstance(v, int | float)}, step)
+    parts.display.evaluation(step, results)
+
+
+def _own_share(parts: Parts, prompts: Sequence[Prompt]) -> list[ProblemResult]:
+    config, setting = parts.config, parts.config.evaluation
+    problems: list[ProblemResult] = []
+    failure: Exception | None = None
+    try:
+        problems = run_problems(
+            parts.engine,
+            [prompts[i] for i in parts.ranks.share(len(prompts))],
+            parts.judge,
+            samples=setting.samples,
+            temperature=setting.temperature if setting.samples > 1 else 0.0,
+            top_p=setting.top_p if setting.samples > 1 else 1.0,
+            max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
+            seed=config.seed,
+        )
+    except (FloatingPointError, SamplerLost) as error:
+        failure = error
+    distributed.raise_everywhere(failure)
+    return problems
