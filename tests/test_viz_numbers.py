@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, silhouette_samples
-from sklearn.model_selection import GroupKFold
 from written_run import write_responses, write_run
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.comparison import curves, evaluation_summary, mean_with_interval, open_arms
 from clipo_ds.viz.frames import open_rollouts
 from clipo_ds.viz.problems import compare_problems, responses_to
-from clipo_ds.viz.projections import principal_components, project, subsample, turned_like
+from clipo_ds.viz.projections import project, subsample, turned_like
 from clipo_ds.viz.separation import FIGURES, probe_auc, separation, separation_course, silhouettes
 
 
@@ -42,21 +39,6 @@ def test_points_are_fitted_once_and_kept_beside_the_run(run, monkeypatch):
     again = project(table)
     np.testing.assert_array_equal(again.points, first.points)
     assert again.explained == pytest.approx(first.explained)
-
-
-@pytest.mark.parametrize(("num", "size"), [(300, 40), (40, 300), (5, 3), (30, 1500), (1500, 1200)])
-def test_principal_components_are_those_of_scikit_learn(num, size):
-    rng = np.random.default_rng(0)
-    points = (rng.normal(size=(num, size)) * 0.7 ** np.arange(size)).astype(np.float32)
-    expected = PCA(2, svd_solver="full").fit_transform(points)
-    found = principal_components(points - points.mean(0), 2)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_components_of_what_varies_in_one_direction_alone():
-    points = np.outer([-3.0, 1.0, 2.0], [0.6, 0.8, 0.0]).astype(np.float32)
-    np.testing.assert_allclose(principal_components(points, 2), [[-3, 0], [1, 0], [2, 0]], atol=1e-6)
 
 
 def test_other_embeddings_are_not_taken_from_the_cache(tmp_path):
@@ -197,29 +179,6 @@ def test_the_probe_agrees_with_scikit_learns_auc_on_two_folds():
     aucs = [roc_auc_score(label[fold], vectors[fold, 0]) for fold in folds]
     expected = np.average(aucs, weights=pairs)
     assert probe_auc(vectors.astype(np.float32), label[None], group).value == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("size", [8, 200])  # fewer dimensions than rollouts to fit on, and more
-def test_the_probe_is_scikit_learns_ridge_regression_on_its_folds_by_group(size):
-    rng = np.random.default_rng(0)
-    group = np.repeat(np.arange(23), rng.integers(2, 9, 23))
-    label = rng.random(len(group)) < 0.4
-    vectors = rng.normal(size=(len(group), size)).astype(np.float32)
-    vectors[:, 0] += label
-    aucs, pairs = [], []
-    for train, test in GroupKFold(5).split(vectors, groups=group):
-        centre = vectors[train].mean(0)
-        scale = np.sqrt(((vectors[train] - centre) ** 2).sum(1).mean())
-        probe = Ridge(alpha=1.0).fit((vectors[train] - centre) / scale, np.where(label[train], 1.0, -1.0))
-        aucs.append(roc_auc_score(label[test], probe.predict((vectors[test] - centre) / scale)))
-        pairs.append(label[test].sum() * (~label[test]).sum())
-    expected = np.average(aucs, weights=pairs)
-    assert probe_auc(vectors, label[None], group).value == pytest.approx(expected, abs=1e-3)
-
-
-def test_equal_embeddings_are_half_a_pair_each():
-    label = np.array([True, False] * 10)
-    assert probe_auc(np.ones((20, 3), np.float32), label[None], np.arange(20) // 2).value == 0.5
 
 
 @pytest.mark.parametrize("num", [0, 1, 3])

@@ -6,7 +6,7 @@ size. They start from the first 50 principal components, as is usual, and are ke
 
 More rollouts than `max_points` are drawn down to whole groups, evenly over the steps and of the same prompts wherever
 they come again; the note that goes into the title says how many. Libraries that are not there cost the method that
-needs them, and nothing else. Imports numpy; those libraries when they are asked for.
+needs them, and nothing else. Imports numpy and scikit-learn; the others when they are asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import PCA
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.frames import Rollouts
@@ -32,8 +33,6 @@ MAX_POINTS = {"PCA": 20_000, "PaCMAP": 5_000, "UMAP": 5_000, "t-SNE": 5_000}
 """Rollouts that are fitted and shown: what one core lays out within a minute."""
 
 KEPT_COMPONENTS = 50
-MAX_EXACT_SIZE = 1_000  # of embeddings; above, principal components are searched for
-MORE_DIRECTIONS, NUM_ITERATIONS = 10, 7  # of that search
 NUM_NEIGHBOURS = 15
 LAYOUT = 1  # raised when the same settings give other points, so that older files are not taken for them
 SMALLEST = 4  # rollouts from which a non-linear method makes sense of neighbours
@@ -148,16 +147,16 @@ def _centred(vectors: np.ndarray, groups: np.ndarray, centre: str) -> np.ndarray
 def _lay_out(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[float, ...]]:
     """Points Float32[M, 2] and, for PCA, the shares of variance."""
     num, size = vectors.shape
-    centred = vectors - vectors.mean(0)
-    variance = float(np.square(centred).sum())
+    pca = PCA(min(num, size, 2 if method == "PCA" else KEPT_COMPONENTS), random_state=seed)
+    variance = float(vectors.var(0).sum())
     if variance == 0.0:
         return np.zeros((num, 2), np.float32), ()  # all the same: nothing tells one direction from another
-    reduced = principal_components(centred, min(num, size, 2 if method == "PCA" else KEPT_COMPONENTS), seed)
+    reduced = pca.fit_transform(vectors).astype(np.float32)
     if method == "PCA" or num < SMALLEST or reduced.shape[1] < 2:
         points = np.zeros((num, 2), np.float32)
         points[:, : min(2, reduced.shape[1])] = reduced[:, :2]
-        shares = tuple(float(share) for share in np.square(points).sum(0) / variance)
-        return points, shares if method == "PCA" else ()
+        shares = tuple(float(share) for share in pca.explained_variance_ratio_[:2])
+        return points, (*shares, *[0.0] * (2 - len(shares))) if method == "PCA" else ()
     # Equal texts have equal embeddings: one of each is laid out, or the neighbours of a point would be its copies.
     _, first, which = np.unique(vectors, axis=0, return_index=True, return_inverse=True)
     distinct = reduced[first]
@@ -165,26 +164,6 @@ def _lay_out(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, t
         return np.ascontiguousarray(reduced[:, :2]), ()
     points = NONLINEAR[method](distinct, min(NUM_NEIGHBOURS, len(distinct) - 1), seed)
     return np.ascontiguousarray(points[which.reshape(-1)], np.float32), ()
-
-
-def principal_components(centred: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """The first principal components of rows of mean 0, as Float32[N, count], the largest first.
-
-    Exact up to MAX_EXACT_SIZE dimensions, from the covariance; above, by randomised subspace iteration (Halko,
-    Martinsson and Tropp 2011, algorithm 4.4), whose time grows with D and not with D³. As scikit-learn has it, the
-    largest entry of a direction is positive.
-    """
-    num, size = centred.shape
-    if size <= MAX_EXACT_SIZE:
-        directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :count]
-    else:
-        start = np.random.default_rng(seed).normal(size=(size, min(num, count + MORE_DIRECTIONS)))
-        basis = np.linalg.qr(start.astype(np.float32))[0]
-        for _ in range(NUM_ITERATIONS):
-            basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
-        directions = basis @ np.linalg.svd(centred @ basis, full_matrices=False)[2][:count].T
-    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-    return centred @ (directions * signs)
 
 
 def _pacmap(vectors: np.ndarray, num_neighbours: int, seed: int) -> np.ndarray:

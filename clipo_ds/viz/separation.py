@@ -5,8 +5,7 @@ some prompts are easier than others. So every figure is computed in the original
 labels *within groups*: whatever the prompts alone give away stays in the baseline, and what exceeds it is told by the
 rollouts. Probes are fitted and tested on different groups.
 
-Functions of arrays, with numpy alone: scikit-learn and scipy take a second to import. Rows that are not of unit length
-are normalised.
+Functions of arrays: numpy and scikit-learn. Rows that are not of unit length are normalised.
 """
 
 from __future__ import annotations
@@ -15,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
 
 from clipo_ds.viz.frames import Rollouts
 from clipo_ds.viz.projections import subsample
@@ -137,17 +139,17 @@ def probe_auc(vectors: np.ndarray, labels: np.ndarray, group: np.ndarray) -> Sco
     if num_folds < 2:
         return Score(None, why="a probe needs rollouts of two prompts at least")
     wins, pairs = np.zeros(len(labels)), np.zeros(len(labels))
-    fold = _folds(group, num_folds)
-    for number in range(num_folds):
-        train, test = fold != number, fold == number
+    for train, test in GroupKFold(num_folds).split(vectors, groups=group):
         signs = np.where(labels[:, train].T, 1.0, -1.0).astype(np.float32)
         centre = vectors[train].mean(0)
         scale = max(float(np.sqrt(((vectors[train] - centre) ** 2).sum(1).mean())), 1e-9)
-        weights = _ridge((vectors[train] - centre) / scale, signs)
-        said = ((vectors[test] - centre) / scale @ weights).T  # (1 + S, test)
+        probe = Ridge(alpha=1.0).fit((vectors[train] - centre) / scale, signs)
+        said = probe.predict((vectors[test] - centre) / scale).reshape(len(test), -1).T  # (1 + S, test)
         right = labels[:, test]
-        wins += [_won_pairs(scores[own], scores[~own]) for scores, own in zip(said, right, strict=True)]
-        pairs += right.sum(1) * (~right).sum(1)
+        num_right = right.sum(1)
+        ranks = rankdata(said, axis=1)
+        wins += (ranks * right).sum(1) - num_right * (num_right + 1) / 2
+        pairs += num_right * (len(test) - num_right)
     if pairs[0] == 0:
         return Score(None, why="no two rollouts of different classes are in one fold")
     return _score(wins[pairs > 0] / pairs[pairs > 0])
@@ -211,34 +213,6 @@ def _within_groups(unit: np.ndarray, labels: np.ndarray, group: np.ndarray) -> d
         "negative_similarity": _score(apart) if num_negative[0] else Score(None, why=mixed),
         "margin": _score(similar - apart) if num_positive[0] and num_negative[0] else Score(None, why=mixed),
     }
-
-
-def _folds(group: np.ndarray, num_folds: int) -> np.ndarray:
-    """Int[N], the fold of every rollout: whole groups, the largest first, each to the fold that has the fewest."""
-    _, index, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    fold_of_group, filled = np.zeros(len(sizes), np.int64), np.zeros(num_folds, np.int64)
-    for number in np.argsort(sizes, kind="stable")[::-1]:
-        fold_of_group[number] = filled.argmin()
-        filled[fold_of_group[number]] += sizes[number]
-    return fold_of_group[index]
-
-
-def _ridge(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Float[D, S]: the weights W that minimise |XW - Y|² + |W|², for inputs of mean 0.
-
-    W = (XᵀX + I)⁻¹XᵀY = Xᵀ(XXᵀ + I)⁻¹Y; of the two systems the smaller is solved. An intercept would add the same to
-    every score, so the order of the scores needs none.
-    """
-    num, size = inputs.shape
-    if num > size:
-        return np.linalg.solve(inputs.T @ inputs + np.eye(size, dtype=inputs.dtype), inputs.T @ targets)
-    return inputs.T @ np.linalg.solve(inputs @ inputs.T + np.eye(num, dtype=inputs.dtype), targets)
-
-
-def _won_pairs(own: np.ndarray, others: np.ndarray) -> float:
-    """In how many pairs of one of each the former is larger; a tie is half a pair."""
-    others = np.sort(others)
-    return float(np.searchsorted(others, own, "left").sum() + np.searchsorted(others, own, "right").sum()) / 2
 
 
 def _members(group: np.ndarray) -> list[np.ndarray]:
