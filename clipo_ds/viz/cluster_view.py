@@ -41,7 +41,7 @@ from clipo_ds.viz.reading import (
     suspects_html,
 )
 from clipo_ds.viz.separation import separation_course, separation_of_step
-from clipo_ds.viz.theme import boxed
+from clipo_ds.viz.theme import boxed, empty_figure
 
 ALL_STEPS = "all"
 MAX_LISTED = 60  # rollouts of a lasso that are listed
@@ -74,9 +74,9 @@ class ClusterExplorer(widgets.VBox):
             self.table = open_rollouts(run)
             self._projection = project(self.table, method, max_points=max_points)
             super().__init__(self._build(method))
-            self._task = in_background(
-                follow_steps(self.table.run, self.table.steps, self.grow, every_s), self._message
-            )
+            self._task = in_background(self._go_on(every_s), self._message)
+            if self._task is None:
+                self._show_numbers()
         except InputError as error:
             super().__init__([said(error)])
         self.add_class("clipo-clusters")
@@ -104,7 +104,7 @@ class ClusterExplorer(widgets.VBox):
         self._cloud = self._draw()
         self.figure = Plot(self._cloud.figure)
         self.panel = widgets.HTML(boxed(f'<span class="quiet">{HINT}</span>'))
-        self.numbers = Plot(self._numbers())
+        self.numbers = Plot(empty_figure("being computed: how well right and wrong rollouts are told apart"))
         self._listen()
         self._play.observe(self._on_play, "value")
         for control in (self._step, self._colour, self._shape, self._prompt):
@@ -148,11 +148,16 @@ class ClusterExplorer(widgets.VBox):
             return [int(number)]
         return self._prompts.index[self._prompts.str.contains(wanted, case=False, regex=False)].tolist()
 
-    def _numbers(self) -> Any:
+    async def _go_on(self, every_s: float) -> None:
+        """What can wait until the picture is out: the numbers below it, and the steps to come."""
+        self._show_numbers()
+        await follow_steps(self.table.run, self.table.steps, self.grow, every_s)
+
+    def _show_numbers(self) -> None:
         step = self._step.value
         if step not in self._scores:
             self._scores[step] = separation_of_step(self.table, self._chosen_step())
-        return separation_figure(self._scores[step])
+        self.numbers.show_figure(separation_figure(self._scores[step]))
 
     def redraw(self) -> None:
         """Draw what the controls say."""
@@ -170,7 +175,7 @@ class ClusterExplorer(widgets.VBox):
     def _on_look(self, change: dict) -> None:
         self.redraw()
         if change["owner"] is self._step:
-            self.numbers.show_figure(self._numbers())
+            self._show_numbers()
 
     def _on_play(self, change: dict) -> None:
         self._step.value = self.table.steps[change["new"]]
@@ -204,7 +209,7 @@ class ClusterExplorer(widgets.VBox):
         self._play.max = len(self.table.steps) - 1
         grow_slider(self._step, [*self.table.steps, ALL_STEPS], self._on_look, newest=-2)
         self.redraw()
-        self.numbers.show_figure(self._numbers())
+        self._show_numbers()
 
     def close(self) -> None:
         """Stop following; the run itself goes on."""

@@ -64,7 +64,7 @@ def _figure_widget() -> type[go.FigureWidget]:
 
 
 class PlotlyScript(anywidget.AnyWidget):
-    """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.4 MB as it is sent."""
+    """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.7 MB as it is sent."""
 
     _esm = "export default {}"
     gzipped = traitlets.Bytes().tag(sync=True)
@@ -72,7 +72,7 @@ class PlotlyScript(anywidget.AnyWidget):
 
 @functools.cache
 def _plotly_script() -> PlotlyScript:
-    return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode()))
+    return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode(), compresslevel=1))
 
 
 class Plot(_figure_widget()):
