@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -183,15 +184,17 @@ def run_ranks(main: Callable[[], int]) -> NoReturn:
     code = 1  # of an exception that nobody catches
 
     def end() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # none there, its reader gone, or closed
+                stream.flush()
         os._exit(code)
 
     atexit.register(end)  # the first to be registered is the last to be called
     try:
         code = main()
-    except SystemExit as end_of_argparse:  # --help, or a flag that is wrong
-        code = int(end_of_argparse.code or 0)
+    except SystemExit as request:  # of argparse: --help, or a flag that is wrong
+        code = request.code if isinstance(request.code, int) else int(request.code is not None)
+        raise
     sys.exit(code)
 
 

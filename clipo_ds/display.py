@@ -86,7 +86,7 @@ def step_line(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
     """One line: step, reward, accuracy, process consistency among right answers, contrastive loss, seconds."""
     parts = [
         f"step {step:>{len(str(num_steps))}}/{num_steps}",
-        f"reward {metrics['reward/total']:6.3f}",
+        f"reward {_number(metrics['reward/total'])}",
         f"accuracy {_share(metrics['accuracy/mean'])}",
         f"process|correct {_share(metrics['process/consistent_among_correct'])}",
     ]

@@ -6,10 +6,10 @@ null in the file. What each key means is said in `METRICS`, which the README's t
 Where dynamic sampling replaces groups, a step samples more rollouts than it scores, and scores more than it trains on:
 places that found no replacement are filled with groups marked as dropped. A mean is over one of the three.
 
-    all sampled     what the policy makes of the prompts: `accuracy/sampled`, `groups/all_…`, `verifier/…`, `sampling/…`
+    all sampled     what the policy makes of the prompts: `accuracy/mean`, `process/…`, `groups/all_…`, `verifier/…`,
+                    `sampling/…`
     all scored      what the texts are like token by token: `response/…`, `mismatch/…`, `policy/entropy`
-    trained on      what is learnt from: `reward/…`, `accuracy/mean`, `process/…`, `groups/zero_variance`,
-                    `contrastive/…`
+    trained on      what is learnt from: `reward/…`, `accuracy/trained`, `groups/zero_variance`, `contrastive/…`
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ METRICS = {
     "reward/overlong": "mean overlong penalty (with reward.overlong_buffer, by default for dapo)",
     "reward/…": "mean value of each of reward.functions by its name, before its weight; the import path is the name of "
     "functions called alike and of those called mean, total or overlong",
-    "accuracy/mean": "share of right final answers in the rollouts trained on",
-    "accuracy/sampled": "the same over all rollouts sampled, also those that dynamic sampling replaced",
+    "accuracy/mean": "share of right final answers in all rollouts sampled, also those that dynamic sampling replaced",
+    "accuracy/trained": "the same in the rollouts trained on",
     "process/checked": "share of rollouts whose steps could be checked",
     "process/consistent": "share of checked rollouts without a false step",
     "process/consistent_among_correct": "share of checked rollouts with a right answer that have no false step",
@@ -75,7 +75,7 @@ METRICS = {
     "contrastive/head_norm": "norm of the head's weights",
     "contrastive/head_grad_norm": "norm of the head's gradient",
     "sampling/rounds": "rounds of generation that dynamic sampling took",
-    "sampling/dropped": "share of all groups sampled that were not trained on",
+    "sampling/unused": "share of all groups sampled that were not trained on",
     "tokens/prompt": "prompt tokens in the global batch, each rollout counted",
     "tokens/response": "response tokens in the global batch",
     "tokens/sampled": "response tokens of all rollouts sampled, also those that dynamic sampling replaced",
@@ -148,16 +148,11 @@ def _add_trained(
 ) -> None:
     """Means over the rows that are trained on."""
     kept = ~experience.dropped
-    checked = kept & torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
-    consistent = process_consistent(experience)
     means.add("reward/mean", experience.reward, kept)
     means.add("reward/total", total_reward, kept)
     for name in reward_names:
         means.add(f"reward/{name}", torch.tensor([j.value(name) for j in experience.judgements]), kept)
-    means.add("accuracy/mean", experience.correct, kept)
-    means.add("process/checked", checked, kept)
-    means.add("process/consistent", consistent, checked)
-    means.add("process/consistent_among_correct", consistent, checked & experience.correct)
+    means.add("accuracy/trained", experience.correct, kept)
     means.add("groups/zero_variance", zero_variance, kept)
 
 
@@ -165,12 +160,18 @@ def _add_sampled(means: Means, sampled: SampledGroups) -> None:
     """Means over all that was sampled, whatever became of it."""
     groups = [judgements for _, judgements in sampled.every_group]
     rollouts = [judgement for judgements in groups for judgement in judgements]
-    means.add("accuracy/sampled", torch.tensor([j.correct for j in rollouts]))
+    correct = torch.tensor([j.correct for j in rollouts], dtype=torch.bool)
+    checked = torch.tensor([j.process_consistent is not None for j in rollouts], dtype=torch.bool)
+    consistent = torch.tensor([j.process_consistent is True for j in rollouts], dtype=torch.bool)
+    means.add("accuracy/mean", correct)
+    means.add("process/checked", checked)
+    means.add("process/consistent", consistent, checked)
+    means.add("process/consistent_among_correct", consistent, checked & correct)
     means.add("groups/all_correct", torch.tensor([all(j.correct for j in judgements) for judgements in groups]))
     means.add("groups/all_wrong", torch.tensor([not any(j.correct for j in judgements) for judgements in groups]))
     for status in ("no_answer", "timeout"):
         means.add(f"verifier/{status}", torch.tensor([j.status == status for j in rollouts]))
-    means.add_sum("sampling/dropped", len(sampled.unused) + sum(sampled.dropped), len(groups))
+    means.add_sum("sampling/unused", len(sampled.unused) + sum(sampled.dropped), len(groups))
 
 
 def mismatch_metrics(experience: Experience, ranks: Ranks) -> dict[str, float]:
@@ -192,7 +193,7 @@ def contrastive_metrics(
     means = Means()
     reward, valid = outcome.reward.cpu(), outcome.valid.cpu()
     checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
-    consistent = process_consistent(experience)
+    consistent = torch.tensor([j.process_consistent is True for j in experience.judgements], dtype=torch.bool)
     means.add("contrastive/valid_share", valid, experience.correct & ~experience.dropped)
     means.add("contrastive/reward", reward, valid)
     means.add("contrastive/reward_process_right", reward, valid & checked & consistent)
@@ -209,11 +210,6 @@ def contrastive_metrics(
     }
 
 
-def process_consistent(experience: Experience) -> Tensor:
-    """Bool[N]: the steps were checked and none is false."""
-    return torch.tensor([j.process_consistent is True for j in experience.judgements], dtype=torch.bool)
-
-
 def warnings_in_words(config: TrainConfig, metrics: dict[str, float]) -> dict[str, str]:
     """What in a step's numbers means that the run is not learning, in words that name the setting, by kind."""
     warnings: dict[str, str] = {}
@@ -222,16 +218,17 @@ def warnings_in_words(config: TrainConfig, metrics: dict[str, float]) -> dict[st
             f"{metrics['response/truncated']:.0%} of the responses were cut at rollout.max_new_tokens = "
             f"{config.rollout.max_new_tokens}; raise it, or they can never be right"
         )
-    ease = "easy" if metrics["accuracy/sampled"] > 0.5 else "hard"
+    ease = "easy" if metrics["accuracy/mean"] > 0.5 else "hard"
     if metrics["groups/zero_variance"] > 0.8:
         warnings["zero_variance"] = (
             f"in {metrics['groups/zero_variance']:.0%} of the groups all rewards are equal, which teaches nothing; the "
             f"prompts are too {ease} for this model (try objective.dynamic_sampling true, or other data.train)"
         )
-    if metrics["sampling/dropped"] > 0.8:
-        warnings["dropped"] = (
-            f"dynamic sampling threw away {metrics['sampling/dropped']:.0%} of the groups that were sampled; the "
-            f"prompts are too {ease} for this model (try other data.train)"
+    uninformative = metrics["groups/all_correct"] + metrics["groups/all_wrong"]
+    if metrics["sampling/rounds"] > 1 and uninformative > 0.8:
+        warnings["uninformative"] = (
+            f"dynamic sampling found all answers right or all wrong in {uninformative:.0%} of the groups; the prompts "
+            f"are too {ease} for this model (try other data.train)"
         )
     if config.contrastive is not None and metrics.get("contrastive/floor_share", 0.0) > 0.5:
         warnings["floor"] = (

@@ -45,6 +45,7 @@ TAKEN_NAMES = ("mean", "total", OVERLONG)
 """What `reward/…` means already in the records."""
 
 _FIELD = "reward.functions"
+_ANYTHING = (Exception, SystemExit)  # that a user's code may raise
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class LoadedFunction:
 
     Raises (from the constructor):
         InputError: the path has not the form `module:function` or `file.py:function`, cannot be imported, or names
-            nothing that can be called.
+            nothing that can be called with named arguments.
     """
 
     def __init__(self, given: RewardFunction) -> None:
@@ -102,6 +103,8 @@ class LoadedFunction:
         except ValueError as error:  # some functions written in C have none
             raise InputError(f"`{_FIELD}` must have a signature that Python can read, got {self.path!r}") from error
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
+            raise InputError(f"`{_FIELD}` must take its arguments by name, got {self.path!r} with positional-only ones")
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self._names = {p.name for p in named}
         self._required = [p.name for p in named if p.default is p.empty]
@@ -117,9 +120,8 @@ class LoadedFunction:
         given = {name: list(column) for name, column in columns.items() if self._takes_all or name in self._names}
         try:
             returned = self._call(**given)
-        except Exception as error:  # a user's code may raise anything, and on one rank alone
-            said = " ".join(f"{type(error).__name__}: {error}{_own_line(error)}".split())
-            raise InputError(f"`{_FIELD}` '{self.path}' must not raise, got {said}") from error
+        except _ANYTHING as error:  # and on one rank alone
+            raise InputError(f"`{_FIELD}` '{self.path}' must not raise, got {_said(error)}") from error
         return self._checked(returned, len(columns["responses"]))
 
     def check_columns(self, prompts: Sequence[Prompt]) -> None:
@@ -158,10 +160,12 @@ class LoadedFunction:
         return values
 
 
-def _own_line(error: Exception) -> str:
-    """The line of the called function at which an error came up; nothing where the call itself failed."""
-    _, *own = traceback.extract_tb(error.__traceback__)
-    return f" ({own[0].filename}, line {own[0].lineno})" if own else ""
+def _said(error: BaseException) -> str:
+    """What a user's code raised in one line, with where it did; without, where the call or the import itself failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
+    where = f" ({own[0].filename}, line {own[0].lineno})" if own else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
 
 
 def _import_function(path: str) -> Callable[..., Any]:
@@ -170,8 +174,8 @@ def _import_function(path: str) -> Callable[..., Any]:
         raise InputError(f"`{_FIELD}` must be `package.module:function` or `path/to/file.py:function`, got {path!r}")
     try:
         module = _import_file(where) if where.endswith(".py") else _import_module(where)
-    except (ImportError, SyntaxError, FileNotFoundError) as error:
-        raise InputError(f"`{_FIELD}` must be importable, got {path!r} ({type(error).__name__}: {error})") from error
+    except _ANYTHING as error:
+        raise InputError(f"`{_FIELD}` must be importable, got {path!r} ({_said(error)})") from error
     try:
         function = attrgetter(name)(module)
     except AttributeError as error:

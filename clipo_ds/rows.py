@@ -43,6 +43,7 @@ def rollout_columns(
         "advantage": advantages.tolist(),
         "num_tokens": experience.mask.sum(1).tolist(),
         "truncated": [rollout.truncated for _, rollout in flat],
+        "dropped": experience.dropped.tolist(),
     }
     columns |= {f"reward/{name}": [j.value(name) for j in judgements] for name in reward_names}
     if outcome is not None:

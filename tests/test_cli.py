@@ -33,6 +33,7 @@ run_ranks(main)
         ("import argparse; argparse.ArgumentParser(prog='train').parse_args(['--typo'])", 2, "unrecognized arguments"),
         ("import argparse; argparse.ArgumentParser(prog='train').parse_args(['--help'])", 0, ""),
         ("raise ZeroDivisionError('of the program')", 1, "ZeroDivisionError: of the program"),
+        ("sys.exit('of the program')", 1, "of the program"),
     ],
 )
 def test_a_rank_ends_with_its_code_and_without_the_teardown_of_the_interpreter(what, code, error):
@@ -40,3 +41,9 @@ def test_a_rank_ends_with_its_code_and_without_the_teardown_of_the_interpreter(w
     assert done.returncode == code
     assert done.stdout.endswith("atexit\n")
     assert error in done.stderr
+
+
+def test_a_rank_without_a_standard_output_ends_as_well():
+    script = PROGRAM.format(what="sys.exit(7)").replace('atexit.register(print, "atexit")', "pass")
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" >&-', sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")

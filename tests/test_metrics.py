@@ -80,12 +80,12 @@ def test_each_mean_is_over_what_is_trained_on_scored_or_sampled(ranks):
     experience = replace(experience, **six | {"dropped": torch.arange(6) >= 4})
     equal = torch.tensor([True, True, False, False, True, True])
     metrics = rollout_metrics(experience, sampled, experience.reward + 1, equal, ranks, reward_names=())
-    assert metrics["reward/mean"] == metrics["accuracy/mean"] == 0.5
+    assert metrics["reward/mean"] == metrics["accuracy/trained"] == 0.5
     assert metrics["reward/total"] == 1.5
     assert metrics["groups/zero_variance"] == 0.5  # of the two that are trained on
-    assert metrics["accuracy/sampled"] == 0.5
+    assert metrics["accuracy/mean"] == 0.5
     assert metrics["groups/all_correct"] == metrics["groups/all_wrong"] == 0.25
-    assert metrics["sampling/dropped"] == 0.5
+    assert metrics["sampling/unused"] == 0.5
     assert metrics["response/length_correct"] == metrics["response/length_wrong"] == 1.0
 
 
@@ -128,22 +128,25 @@ def test_warnings_name_the_setting():
         "response/truncated": 0.1,
         "groups/zero_variance": 0.5,
         "accuracy/mean": 0.5,
-        "accuracy/sampled": 0.5,
-        "sampling/dropped": 0.5,
+        "groups/all_correct": 0.25,
+        "groups/all_wrong": 0.5,
+        "sampling/rounds": 4,
     }
     assert warnings_in_words(config, quiet) == {}
     loud = {
         "response/truncated": 0.97,
         "groups/zero_variance": 0.9,
-        "accuracy/mean": 0.6,
-        "accuracy/sampled": 0.02,
-        "sampling/dropped": 0.95,
+        "accuracy/mean": 0.02,
+        "groups/all_correct": 0.0,
+        "groups/all_wrong": 0.95,
+        "sampling/rounds": 4,
         "contrastive/floor_share": 0.6,
     }
     found = warnings_in_words(config, loud)
     assert "rollout.max_new_tokens = 77" in found["truncated"]
     assert "hard" in found["zero_variance"]
-    assert "95%" in found["dropped"] and "hard" in found["dropped"]
+    assert "95%" in found["uninformative"] and "hard" in found["uninformative"]
+    assert "uninformative" not in warnings_in_words(config, loud | {"sampling/rounds": 1})  # nothing was sampled anew
     assert "contrastive.reward_centering" in found["floor"]
 
 

@@ -219,10 +219,25 @@ def test_what_cannot_be_loaded_is_said_at_construction(path, message):
     assert "`reward.functions`" in str(caught.value) and path in str(caught.value)
 
 
-def test_a_file_that_is_not_python_is_said_at_construction(tmp_path):
-    (tmp_path / "broken.py").write_text("def f(:\n")
-    with pytest.raises(InputError, match="SyntaxError"):
-        load_functions([RewardFunction(f"{tmp_path}/broken.py:f")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:", "SyntaxError"),
+        ("\nraise ValueError('of the file')", r"ValueError: of the file \(.*file.py, line 2\)"),
+        ("import sys; sys.exit('done')", "SystemExit: done"),
+        ("def f(responses, /): return [0.0] * len(responses)", "positional-only"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_said_at_construction(tmp_path, text, message):
+    (tmp_path / "file.py").write_text(text + "\n")
+    with pytest.raises(InputError, match=message):
+        load_functions([RewardFunction(f"{tmp_path}/file.py:f")])
+
+
+def test_a_function_that_ends_the_process_ends_the_run_instead(tmp_path):
+    (tmp_path / "leaves.py").write_text("import sys\ndef f():\n    sys.exit(0)\n")
+    with pytest.raises(InputError, match=r"must not raise, got SystemExit: 0 \(.*leaves.py, line 3\)"):
+        judged([a_group("b")], functions=[RewardFunction(f"{tmp_path}/leaves.py:f")])
 
 
 def test_a_weight_that_is_not_finite_is_refused(functions):

@@ -51,7 +51,8 @@ def test_every_reward_is_a_metric_and_a_column(tmp_path):
     assert np.allclose(table["reward"], parts + table["contrastive_reward"], atol=1e-6)
     right = table.groupby("group")["correct"].transform("mean")
     kept = (right > 0) & (right < 1)
-    assert row["sampling/dropped"] == 1 - kept.mean()
+    assert (table["dropped"] == ~kept).all()
+    assert row["sampling/unused"] == 1 - kept.mean()
     for name in ("overlong", "short"):
         assert row[f"reward/{name}"] == pytest.approx(table.loc[kept, f"reward/{name}"].mean())
     assert row["reward/mean"] == pytest.approx(parts[kept].mean())

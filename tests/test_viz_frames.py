@@ -129,7 +129,7 @@ def test_rewards_are_shown_part_by_part_times_their_weights(tmp_path):
         at = table.schema.get_field_index("reward")
         pq.write_table(table.set_column(at, "reward", pa.array(reward.astype(np.float32))), file)
     table = open_rollouts(run)
-    assert table.reward_parts == ["reward/overlong", "reward/short", "reward/mine.py:overlong"]
+    assert table.reward_parts == ["weighted/overlong", "weighted/short", "weighted/mine.py:overlong"]
     np.testing.assert_allclose(table.frame[table.reward_parts].iloc[0], [-0.25, 0.3, 1.0])
     assert not table.frame["other_reward"].any()
     page = rollout_html(table, 0)
@@ -140,6 +140,15 @@ def test_rewards_are_shown_part_by_part_times_their_weights(tmp_path):
     bars = decomposition_figure(table).data
     assert [bar.name for bar in bars] == ["outcome", "contrastive", "overlong", "short", "mine.py:overlong"]
     assert len({bar.marker.color for bar in bars}) == 5
+
+
+def test_what_was_not_trained_on_is_no_part_of_the_mean_rewards(tmp_path):
+    run = as_run(write_run(tmp_path / "a"))
+    for file in (run.path / "rollouts").glob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.append_column("dropped", table["correct"]), file)
+    outcome = decomposition_figure(open_rollouts(run)).data[0]
+    assert (outcome.name, set(outcome.y)) == ("outcome", {0.0})
 
 
 def test_metrics_are_numbers_by_step(run):

@@ -29,7 +29,8 @@ class LoraConfig:
 class ModelConfig:
     path: str = "arithmetic"
     """Model to train: a Hugging Face id, a local folder, `package:NAME` for a GGUF file inside an installed Python
-    package, or `arithmetic` for the built-in small model that `task` describes."""
+    package, or `arithmetic` for the built-in small model that `task` describes. A task takes any model whose tokenizer
+    has its characters; its fields on the small model and the warm start then say nothing."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the policy's forward and backward; master weights and optimiser state are float32."""
     gradient_checkpointing: bool = True

@@ -27,7 +27,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The policy."""
     task: TaskConfig | None = None
-    """The built-in arithmetic task; null trains on `data`."""
+    """The built-in arithmetic task, whose problems take the place of `data`; null trains on `data`."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training and test data."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -66,7 +66,8 @@ class TrainConfig:
         if self.task is None:
             require(bool(self.data.train), "data.train", "at least one file or dataset id", self.data.train)
         else:
-            require(not self.data.train, "data.train", "empty when a task is given (or task null)", self.data.train)
+            for name, given in (("data.train", self.data.train), ("data.test", self.data.test)):
+                require(not given, name, "empty when a task is given, which has its own problems", given)
         contrastive = self.contrastive
         if contrastive is not None:
             require(

@@ -143,7 +143,8 @@ def decomposition_figure(table: Rollouts) -> go.Figure:
         *((name, name.removeprefix(PART), next(colours)) for name in table.reward_parts),
         ("other_reward", "other", SKY),
     )
-    means = table.frame.groupby("step")[[name for name, _, _ in parts]].mean().fillna(0.0)
+    trained = table.frame[~table.frame["dropped"]]
+    means = trained.groupby("step")[[name for name, _, _ in parts]].mean().fillna(0.0)
     figure = go.Figure()
     for name, word, colour in parts:
         if name == "other_reward" and not means[name].any():
@@ -154,7 +155,8 @@ def decomposition_figure(table: Rollouts) -> go.Figure:
         )  # fmt: skip
     size = means["contrastive_reward"].abs().sum() / max(float(means.abs().sum().sum()), 1e-12)
     return titled(
-        figure, f"The contrastive part is {size:.0%} of the mean rewards, by size", "mean over the rollouts of a step",
+        figure, f"The contrastive part is {size:.0%} of the mean rewards, by size",
+        "mean over the rollouts of a step that were trained on",
         height=340, barmode="relative", bargap=0.15, xaxis_title="step", yaxis_title="mean reward a rollout",
     )  # fmt: skip
 

@@ -36,8 +36,9 @@ NUMBERS = (
     "group", "correct", "process_consistent", "reward", "contrastive_loss", "contrastive_reward", "advantage",
     "num_tokens", "truncated",
 )  # fmt: skip
-MORE_NUMBERS = ("outcome_reward", "prompt_uid")  # of runs that the trainer wrote
-PART, OVERLONG = "reward/", "overlong"  # a column for the overlong penalty and for each reward function, by its name
+MORE_NUMBERS = ("outcome_reward", "prompt_uid", "dropped")  # of runs that the trainer wrote
+RECORDED_PART, PART = "reward/", "weighted/"  # before the names of reward functions: their values, and times weight
+OVERLONG = "overlong"  # the penalty, which stands among them
 TEXTS = ("prompt", "response", "ground_truth", "extracted")
 STALE_AFTER_S = 30.0  # and ten times as long as a step takes
 
@@ -47,9 +48,10 @@ class Rollouts:
     """Rollouts of a run, a row each.
 
     `frame` has the columns `step`, `place` (row in the step's file), `group` (within the step), `prompt` (the same
-    number wherever the same prompt comes again), `cell` (one of CELLS), `outcome_reward`, `reward/…` (the overlong
-    penalty and each reward function, times its weight), `other_reward` (what is none of them and not contrastive), and
-    NUMBERS. Its index is 0 … N - 1; a *row* below is such a number.
+    number wherever the same prompt comes again), `cell` (one of CELLS), `outcome_reward`, `weighted/…` (the
+    overlong penalty and each reward function, times its weight), `other_reward` (what is none of them and not
+    contrastive), `dropped` (False where it was not recorded), and NUMBERS. Its index is 0 … N - 1; a
+    *row* below is such a number.
     """
 
     run: Run
@@ -63,7 +65,7 @@ class Rollouts:
 
     @property
     def reward_parts(self) -> list[str]:
-        """The columns `reward/…`."""
+        """The columns `weighted/…`."""
         return [name for name in self.frame.columns if name.startswith(PART)]
 
     def rows_of(self, step: int, group: int | None = None) -> np.ndarray:
@@ -265,12 +267,15 @@ def cells(correct: pd.Series, process: pd.Series) -> pd.Categorical:
 def _read_step(run: Run, step: int) -> pd.DataFrame:
     there = run.rollout_columns(step)
     more = [name for name in MORE_NUMBERS if name in there]
-    weights = {f"{PART}{name}": weight for name, weight in _reward_weights(run).items()}
-    parts = [name for name in there if name in weights]
-    columns = [*NUMBERS, *more, *parts] if "prompt_uid" in more else [*NUMBERS, *more, *parts, "prompt"]
+    weights = {f"{RECORDED_PART}{name}": weight for name, weight in _reward_weights(run).items()}
+    recorded = [name for name in there if name in weights]
+    columns = [*NUMBERS, *more, *recorded] if "prompt_uid" in more else [*NUMBERS, *more, *recorded, "prompt"]
     frame = run.rollouts(step, columns).to_pandas()
-    for name in parts:
-        frame[name] = (frame[name] * weights[name]).astype(np.float32)
+    parts = [PART + name.removeprefix(RECORDED_PART) for name in recorded]
+    for name, part in zip(recorded, parts, strict=True):
+        frame[part] = (frame.pop(name) * weights[name]).astype(np.float32)
+    if "dropped" not in more:
+        frame["dropped"] = False
     frame["process_consistent"] = frame["process_consistent"].astype("boolean")
     for name in ("contrastive_loss", "contrastive_reward"):
         frame[name] = frame[name].astype(np.float32)

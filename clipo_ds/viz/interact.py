@@ -52,7 +52,7 @@ def _figure_widget() -> type[go.FigureWidget]:
 
     plotly imports nbformat for the sake of its version, which `Figure.show` asks for. nbformat needs jsonschema, and
     that, where rfc3987_syntax is installed (it comes with JupyterLab), builds a grammar for more than a second. So
-    plotly gets a stand-in, which is known to nobody else: `import nbformat` elsewhere imports nbformat.
+    plotly gets a stand-in, and `import nbformat` elsewhere imports nbformat, before and after.
     """
     if "nbformat" in sys.modules or importlib.util.find_spec("nbformat") is None:
         return go.FigureWidget
