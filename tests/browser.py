@@ -228,7 +228,7 @@ class Browser:
         shown = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
         assert shown.count() == 0, shown.first.inner_text()
         assert self.page.locator(".jp-RenderedText[data-mime-type*=error]").count() == 0
-        assert self.errors == []
+        assert self.errors == [], self.errors
         assert self.foreign == []
 
     def wait_for_text(self, where: str, text: str | re.Pattern[str], *, timeout_s: float = TIME_LIMIT_S) -> Locator:

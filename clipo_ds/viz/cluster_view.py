@@ -41,7 +41,7 @@ from clipo_ds.viz.reading import (
     suspects_html,
 )
 from clipo_ds.viz.separation import separation_course, separation_of_step
-from clipo_ds.viz.theme import boxed, empty_figure
+from clipo_ds.viz.theme import boxed
 
 ALL_STEPS = "all"
 MAX_LISTED = 60  # rollouts of a lasso that are listed
@@ -104,7 +104,7 @@ class ClusterExplorer(widgets.VBox):
         self._cloud = self._draw()
         self.figure = Plot(self._cloud.figure)
         self.panel = widgets.HTML(boxed(f'<span class="quiet">{HINT}</span>'))
-        self.numbers = Plot(empty_figure("being computed: how well right and wrong rollouts are told apart"))
+        self.numbers: Plot | None = None
         self._listen()
         self._play.observe(self._on_play, "value")
         for control in (self._step, self._colour, self._shape, self._prompt):
@@ -117,7 +117,7 @@ class ClusterExplorer(widgets.VBox):
                 widgets.HBox([self._colour, self._shape, self._method, self._centre]),
             ]
         )
-        return [notes(self.table.notes), controls, self._message, self.figure, self.panel, self.numbers]
+        return [notes(self.table.notes), controls, self._message, self.figure, self.panel]
 
     @staticmethod
     def _dropdown(name: str, options: tuple[str, ...], value: str) -> widgets.Dropdown:
@@ -157,7 +157,12 @@ class ClusterExplorer(widgets.VBox):
         step = self._step.value
         if step not in self._scores:
             self._scores[step] = separation_of_step(self.table, self._chosen_step())
-        self.numbers.show_figure(separation_figure(self._scores[step]))
+        figure = separation_figure(self._scores[step])
+        if self.numbers is None:
+            self.numbers = Plot(figure)
+            self.children = (*self.children, self.numbers)
+        else:
+            self.numbers.show_figure(figure)
 
     def redraw(self) -> None:
         """Draw what the controls say."""
