@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -49,8 +50,10 @@ def test_ctrl_c_waits_for_no_answer_to_prompts_or_weights() -> None:
         process = subprocess.Popen([sys.executable, "-c", ASKING, url], stderr=subprocess.PIPE, text=True)
         try:
             connections = [silent.accept() for _ in range(2)]  # of the batch ahead, and of this one
+            time.sleep(1)  # until the process waits for the answers
             process.send_signal(signal.SIGINT)
             connections.append(silent.accept())  # of the weights
+            time.sleep(1)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)
         finally:
