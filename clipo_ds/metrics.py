@@ -25,6 +25,7 @@ from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, SampledGroups
 from clipo_ds.objectives import kl_estimate
+from clipo_ds.rewards import Judgement
 from clipo_ds.schema import TrainConfig
 
 METRICS = {
@@ -161,8 +162,7 @@ def _add_sampled(means: Means, sampled: SampledGroups) -> None:
     groups = [judgements for _, judgements in sampled.every_group]
     rollouts = [judgement for judgements in groups for judgement in judgements]
     correct = torch.tensor([j.correct for j in rollouts], dtype=torch.bool)
-    checked = torch.tensor([j.process_consistent is not None for j in rollouts], dtype=torch.bool)
-    consistent = torch.tensor([j.process_consistent is True for j in rollouts], dtype=torch.bool)
+    checked, consistent = _process(rollouts)
     means.add("accuracy/mean", correct)
     means.add("process/checked", checked)
     means.add("process/consistent", consistent, checked)
@@ -172,6 +172,12 @@ def _add_sampled(means: Means, sampled: SampledGroups) -> None:
     for status in ("no_answer", "timeout"):
         means.add(f"verifier/{status}", torch.tensor([j.status == status for j in rollouts]))
     means.add_sum("sampling/unused", len(sampled.unused) + sum(sampled.dropped), len(groups))
+
+
+def _process(judgements: Sequence[Judgement]) -> tuple[Tensor, Tensor]:
+    """Bool[N] each: the steps could be checked; they were and none is false."""
+    verdicts = [judgement.process_consistent for judgement in judgements]
+    return torch.tensor([v is not None for v in verdicts]).bool(), torch.tensor([v is True for v in verdicts]).bool()
 
 
 def mismatch_metrics(experience: Experience, ranks: Ranks) -> dict[str, float]:
@@ -192,8 +198,7 @@ def contrastive_metrics(
     """What the contrastive term says, and whether it tells right from wrong reasoning among the right answers."""
     means = Means()
     reward, valid = outcome.reward.cpu(), outcome.valid.cpu()
-    checked = torch.tensor([j.process_consistent is not None for j in experience.judgements], dtype=torch.bool)
-    consistent = torch.tensor([j.process_consistent is True for j in experience.judgements], dtype=torch.bool)
+    checked, consistent = _process(experience.judgements)
     means.add("contrastive/valid_share", valid, experience.correct & ~experience.dropped)
     means.add("contrastive/reward", reward, valid)
     means.add("contrastive/reward_process_right", reward, valid & checked & consistent)
