@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clipo_ds import allocator
 from clipo_ds.config import load_config, split_train_arguments
 from clipo_ds.types import InputError, MismatchError, RunStopped, SamplerLost
 
@@ -190,6 +191,7 @@ def run_ranks(main: Callable[[], int]) -> NoReturn:
         os._exit(code)
 
     atexit.register(end)  # the first to be registered is the last to be called
+    allocator.use_huge_pages()
     try:
         code = main()
     except SystemExit as request:  # of argparse: --help, or a flag that is wrong

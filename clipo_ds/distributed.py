@@ -1,6 +1,7 @@
 """Facts about the ranks, and the few collectives that a training step needs.
 
-Every function is called by all ranks in the same order. Imports torch, DeepSpeed's communication and `network` only.
+Every function is called by all ranks in the same order. Imports torch, DeepSpeed's communication, `allocator` and
+`network` only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from clipo_ds import allocator
 from clipo_ds.network import free_port
 
 
@@ -56,6 +58,8 @@ def start() -> Ranks:
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local_rank)
     device = torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+    if device.type == "cpu":
+        allocator.keep_freed_memory()
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 

@@ -25,7 +25,7 @@ from clipo_ds.batching import (
 )
 from clipo_ds.distributed import Ranks
 from clipo_ds.generation import RolloutEngine
-from clipo_ds.policy import Policy
+from clipo_ds.policy import Policy, Scores
 from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout, SamplerLost
@@ -53,6 +53,14 @@ class SampledGroups:
 
 
 @dataclass(frozen=True)
+class LiveScores:
+    """The scoring pass of a rank's whole batch with its graph, from which the update goes on without a forward."""
+
+    rows: Sequence[int]  # [R], positions in the rank's flat list of rollouts; none on a rank that only keeps step
+    scores: Scores  # of these rows; with gradients, on the device
+
+
+@dataclass(frozen=True)
 class Experience:
     """A rank's N rollouts with everything that the losses read. Tensors live on the CPU, `pooled` on the device."""
 
@@ -68,6 +76,7 @@ class Experience:
     entropy: Tensor  # Float[N, T], nats
     pooled: Tensor  # Float[N, H]
     reference_logprobs: Tensor | None  # Float[N, T]
+    live: LiveScores | None = None  # on all ranks or on none
 
 
 def sample_round(
@@ -167,8 +176,16 @@ def score_groups(
     *,
     pad_token_id: int,
     with_reference: bool,
+    trains: bool,
 ) -> Experience:
-    """Score a rank's groups under the training policy (and its reference) before the update; called by all ranks."""
+    """Score a rank's groups under the training policy (and its reference) before the update; called by all ranks.
+
+    Args:
+        pad_token_id: Fills micro-batches.
+        with_reference: Score under the reference policy too.
+        trains: The update follows. Where it is one optimiser step on one micro-batch, the pass keeps its graph for it:
+            the step takes one forward and one backward pass, not two and one.
+    """
     flat = flatten_groups(group for group, _ in sampled.groups)
     judgements = [judgement for _, judged in sampled.groups for judgement in judged]
     size = config.rollout.group_size
@@ -182,15 +199,22 @@ def score_groups(
     old_logprobs, entropy = torch.zeros(shape), torch.zeros(shape)
     reference_logprobs = torch.zeros(shape) if with_reference else None
     pooled = torch.zeros(len(flat), policy.hidden_size, device=policy.device)
-    for batch in micro_batches(config, policy, ranks, flat, range(len(flat)), pad_token_id):
-        scores = policy.score(batch)
+    batches = micro_batches(config, policy, ranks, flat, range(len(flat)), pad_token_id)
+    keeps_graph = trains and len(batches) == 1 and _graph_pays(config, policy, ranks, sampled)
+    live = None
+    for batch in batches:
         reference = policy.score_reference(batch) if with_reference else None
+        if keeps_graph:
+            scores = policy.forward(batch, with_entropy=True, pooled_gradient=config.pooled_states_learn)
+            live = LiveScores(() if batch.is_padding else batch.rows, scores)
+        else:
+            scores = policy.score(batch)
         if batch.is_padding:
             continue
         rows, width = torch.tensor(batch.rows), batch.response_mask.shape[1]
-        old_logprobs[rows, :width] = scores.logprobs.float().cpu()
-        entropy[rows, :width] = scores.entropy.float().cpu()
-        pooled[rows.to(pooled.device)] = scores.pooled
+        old_logprobs[rows, :width] = scores.logprobs.detach().float().cpu()
+        entropy[rows, :width] = scores.entropy.detach().float().cpu()
+        pooled[rows.to(pooled.device)] = scores.pooled.detach()
         if reference_logprobs is not None and reference is not None:
             reference_logprobs[rows, :width] = reference.float().cpu()
     first_group = ranks.share(config.rollout.prompts_per_step).start
@@ -207,7 +231,37 @@ def score_groups(
         entropy=entropy,
         pooled=pooled,
         reference_logprobs=reference_logprobs,
+        live=live,
     )
+
+
+def _graph_pays(config: TrainConfig, policy: Policy, ranks: Ranks, sampled: SampledGroups) -> bool:
+    """Whether an update from the scoring pass's own graph is the same as one from a forward of its own, and faster.
+
+    A backward pass costs about two forward passes, and through the kept graph it goes over all rows: 2 for each against
+    3 for each that learns. Groups that will learn nothing are known from their rewards, but for what the contrastive
+    term may add to them. The same on all ranks.
+    """
+    if policy.draws_noise or config.optimizer.mini_batches * config.optimizer.epochs_per_batch > 1:
+        return False
+    learning = [
+        not dropped
+        and (
+            len({judgement.reward for judgement in judged}) > 1
+            or (config.contrastive is not None and any(judgement.correct for judgement in judged))
+            or (config.objective.kl_coefficient > 0 and config.objective.kl_on_zero_variance)
+        )
+        for (_, judged), dropped in zip(sampled.groups, sampled.dropped, strict=True)
+    ]
+    tokens = [sum(len(rollout.token_ids) for rollout in group.rollouts) for group, _ in sampled.groups]
+    total = distributed.sum_over_ranks(
+        {
+            "all": float(sum(tokens)),
+            "learning": float(sum(count for count, learns in zip(tokens, learning, strict=True) if learns)),
+        },
+        ranks.device,
+    )
+    return 3 * total["learning"] >= 2 * total["all"]
 
 
 def micro_batches(

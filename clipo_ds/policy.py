@@ -150,7 +150,14 @@ class Policy:
         with self.model.disable_adapter():
             return self.engine(batch, with_entropy=False)[0]
 
-    def forward(self, batch: Batch, *, pooled_gradient: bool = False) -> Scores:
+    @property
+    def draws_noise(self) -> bool:
+        """Whether a forward in training draws random numbers (dropout and the like), and so differs from scoring."""
+        config = vars(self.model.config.get_text_config())
+        rates = [v for name, v in config.items() if name.endswith(("dropout", "pdrop", "layerdrop", "jitter_noise"))]
+        return any(rates) or any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
+
+    def forward(self, batch: Batch, *, with_entropy: bool = False, pooled_gradient: bool = False) -> Scores:
         """Score a micro-batch with gradients; `backward` must follow before the next forward.
 
         Every output that carries a gradient must stand in the loss, on every rank: ZeRO-3 walks through the modules
@@ -159,10 +166,12 @@ class Policy:
 
         Args:
             batch: The micro-batch.
+            with_entropy: Give the entropy too; otherwise it is 0.
             pooled_gradient: Let the pooled states carry a gradient, as the log-probabilities do; the same on all ranks.
         """
         self.engine.train()
-        return Scores(*self.engine(on_device(batch, self.device), with_entropy=False, pooled_gradient=pooled_gradient))
+        batch = on_device(batch, self.device)
+        return Scores(*self.engine(batch, with_entropy=with_entropy, pooled_gradient=pooled_gradient))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of a scalar loss that is already divided by the *global* denominator.

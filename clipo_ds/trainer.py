@@ -150,7 +150,7 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         with watch.phase("score"):
             experience = score_groups(
                 config, parts.policy, ranks, sampled, pad_token_id=parts.tokenizer.pad_token_id,
-                with_reference=config.objective.kl_coefficient > 0,
+                with_reference=config.objective.kl_coefficient > 0, trains=not _policy_is_frozen(config, step),
             )  # fmt: skip
         metrics, columns = _learn(parts, sampled, experience, step, watch)
         sampler_lost = _hand_over(parts, experience, step, metrics, watch)

@@ -7,6 +7,7 @@ are left out of the passes but stay in the denominators: the gradient is the sam
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,6 @@ from clipo_ds.objectives import (
 )
 from clipo_ds.policy import Policy, Scores
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Batch
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,12 @@ def update_policy(
         for index, rows in enumerate(split):
             denominator = _global_denominator(spec, experience, rows, ranks)
             active = [row for row in rows if feels_gradient[row]]
-            batches = micro_batches(config, policy, ranks, experience.flat, active, pad_token_id)
-            for position, batch in enumerate(batches):
-                scores = policy.forward(batch, pooled_gradient=targets.pooled_gradient is not None)
-                if batch.is_padding:
-                    loss = (scores.logprobs.sum() + scores.pooled.sum()) * 0.0
+            for part in _passes(config, policy, ranks, experience, active, pad_token_id):
+                if part.rows:
+                    loss = _micro_batch_loss(config, spec, experience, targets, part, denominator, weights, sums)
                 else:
-                    loss = _micro_batch_loss(
-                        config, spec, experience, targets, batch, scores, denominator, weights, sums
-                    )
-                policy.backward(loss, last=position == len(batches) - 1)
+                    loss = (part.scores.logprobs.sum() + part.scores.pooled.sum()) * 0.0
+                policy.backward(loss, last=part.is_last)
             try:
                 norms.append(policy.step())
             except FloatingPointError as error:
@@ -105,20 +101,52 @@ def update_policy(
     return metrics
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass that waits for its backward pass."""
+
+    rows: Sequence[int]  # [R], positions in the rank's flat list of rollouts; none where the pass only keeps step
+    scores: Scores  # of these rows
+    is_last: bool  # of the mini-batch
+
+
+def _passes(
+    config: TrainConfig,
+    policy: Policy,
+    ranks: Ranks,
+    experience: Experience,
+    active: list[int],
+    pad_token_id: int,
+) -> Iterator[_Pass]:
+    """The mini-batch's forward passes over its active rows, each of them made when it is asked for."""
+    live = experience.live
+    if live is not None:
+        learning = set(active)
+        places = [place for place, row in enumerate(live.rows) if row in learning]
+        scores = live.scores
+        if places:
+            scores = Scores(scores.logprobs[places], scores.entropy[places], scores.pooled[places])
+        yield _Pass([live.rows[place] for place in places], scores, is_last=True)
+        return
+    batches = micro_batches(config, policy, ranks, experience.flat, active, pad_token_id)
+    for position, batch in enumerate(batches, start=1):
+        scores = policy.forward(batch, pooled_gradient=config.pooled_states_learn)
+        yield _Pass(() if batch.is_padding else batch.rows, scores, is_last=position == len(batches))
+
+
 def _micro_batch_loss(
     config: TrainConfig,
     spec: ObjectiveSpec,
     experience: Experience,
     targets: Targets,
-    batch: Batch,
-    scores: Scores,
+    part: _Pass,
     denominator: float,
     weights: Tensor | None,
     sums: dict[str, float],
 ) -> Tensor:
     """This micro-batch's part of the global loss; adds what it saw to `sums`."""
-    rows = torch.tensor(batch.rows)
-    width = batch.response_mask.shape[1]
+    rows, scores = torch.tensor(part.rows), part.scores
+    width = scores.logprobs.shape[1]
     device = scores.logprobs.device
     mask = experience.mask[rows, :width].to(device)
     old = experience.old_logprobs[rows, :width].to(device)

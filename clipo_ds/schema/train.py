@@ -140,6 +140,11 @@ class TrainConfig:
         return self.rollout.engine == "vllm" if sleep is None else sleep
 
     @property
+    def pooled_states_learn(self) -> bool:
+        """Whether the contrastive loss reaches the policy through the pooled states."""
+        return self.contrastive is not None and self.contrastive.policy_loss_weight > 0
+
+    @property
     def importance_cap(self) -> float | None:
         """`objective.importance_cap` with `auto` resolved."""
         cap = self.objective.importance_cap
