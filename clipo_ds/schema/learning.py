@@ -146,7 +146,8 @@ class OptimizerConfig:
     epochs_per_batch: int = 1
     """Passes over each rollout batch."""
     max_tokens_per_micro_batch: int = 16384
-    """Padded tokens in one forward pass on one rank."""
+    """Padded tokens in one forward pass on one rank. Where a rank's whole batch fits and is one optimiser step, the
+    update goes on from the pass that scored it, and spares a forward pass."""
     share_prompts: bool = True
     """Let the rollouts of a prompt share one copy of it in the policy's passes where that is less work: the same
     numbers in less time (with LoRA dropout, one mask for the prompt). Takes effect with `sdpa` attention and models of
