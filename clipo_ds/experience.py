@@ -238,9 +238,9 @@ def score_groups(
 def _graph_pays(config: TrainConfig, policy: Policy, ranks: Ranks, sampled: SampledGroups) -> bool:
     """Whether an update from the scoring pass's own graph is the same as one from a forward of its own, and faster.
 
-    A backward pass costs about two forward passes, and through the kept graph it goes over all rows: 2 for each against
-    3 for each that learns. Groups that will learn nothing are known from their rewards, but for what the contrastive
-    term may add to them. The same on all ranks.
+    A backward pass costs about two forward passes (fewer with LoRA, more with checkpointing), and through the kept
+    graph it goes over all rows: 2 for each against 3 for each that learns. Groups that will learn nothing are known
+    from their rewards, but for what the contrastive term may add to them. The same on all ranks.
     """
     if policy.draws_noise or config.optimizer.mini_batches * config.optimizer.epochs_per_batch > 1:
         return False

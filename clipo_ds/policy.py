@@ -33,6 +33,10 @@ from clipo_ds.types import Batch, InputError
 
 logger = logging.getLogger(__name__)
 
+# How transformers' configurations end the names of their rates of noise, and begin those of heads that are not here.
+NOISE = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop", "jitter_noise")
+OTHER_HEADS = ("classifier_", "summary_")
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -154,7 +158,7 @@ class Policy:
     def draws_noise(self) -> bool:
         """Whether a forward in training draws random numbers (dropout and the like), and so differs from scoring."""
         config = vars(self.model.config.get_text_config())
-        rates = [v for name, v in config.items() if name.endswith(("dropout", "pdrop", "layerdrop", "jitter_noise"))]
+        rates = [v for name, v in config.items() if name.endswith(NOISE) and not name.startswith(OTHER_HEADS)]
         return any(rates) or any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
 
     def forward(self, batch: Batch, *, with_entropy: bool = False, pooled_gradient: bool = False) -> Scores:

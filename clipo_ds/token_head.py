@@ -79,5 +79,5 @@ class TokenHead(nn.Module):
             return logprobs, torch.zeros_like(logprobs)
         log = logits.log_softmax(-1)
         del logits  # two tensors of [M, V] at a time, not three
-        entropies = -torch.linalg.vecdot(log.detach().exp(), log.detach())
-        return log.gather(-1, targets[:, None]).squeeze(-1), entropies
+        logprobs = log.gather(-1, targets[:, None]).squeeze(-1)  # a recomputation in the backward pass ends here
+        return logprobs, -torch.linalg.vecdot(log.detach().exp(), log.detach())

@@ -75,7 +75,7 @@ def test_first_step_does_not_depend_on_ranks_micro_batches_or_zero_stage(tmp_pat
     first = {}
     for name, (ranks, arguments) in runs.items():
         folder = tmp_path / name.replace(" ", "_")
-        # One optimiser step a batch: all but the small micro-batches go on from the scoring pass's graph.
+        # One optimiser step a batch: all but the small micro-batches may go on from the scoring pass's graph.
         arguments = [*SMALL, *arguments, "--steps=2", "--optimizer.mini_batches=1"]
         train(*arguments, f"--run_dir={folder}", ranks=ranks)
         first[name] = [comparable(row) for row in metrics(folder)]

@@ -1,7 +1,11 @@
-"""The parity probe: its limits, and runs whose sampler is sabotaged from outside."""
+"""The parity probe: its limits, and runs whose sampler is sabotaged from outside.
+
+What those runs print is shown by `pytest tests/test_parity.py --log-cli-level=INFO`.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +22,8 @@ from clipo_ds.parity import check_after_sync, check_parity, likely_causes, parit
 from clipo_ds.records import open_run
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError
+
+logger = logging.getLogger(__name__)
 
 ENGINES = [
     pytest.param("transformers"),
@@ -113,6 +119,7 @@ def stopped(run_dir: Path, *flags: str) -> str:
         trainer.train(config(*flags, f"--run_dir={run_dir}"))
     distributed.stop()
     message = str(caught.value)
+    logger.info("the run says: %s", message)
     assert message.startswith("step 2: mismatch/max_abs = ")
     assert "its rollouts are written" in message
     run = open_run(run_dir)

@@ -207,9 +207,8 @@ def test_an_update_from_the_scoring_pass_s_graph_is_the_same(folder, ranks, stag
     assert not torch.allclose(logprobs, experience.old_logprobs, atol=1e-2)  # something was learnt
 
 
-def update_on(ranks: Ranks, folder: str, out: str) -> None:
-    """Three mini-batches of one group each under ZeRO-3: on two ranks every one of them leaves a rank without rows."""
-    policy = make_policy(folder, ranks, stage=3)
+def share_of(ranks: Ranks, policy) -> tuple[Experience, Targets]:
+    """What one of the ranks has of all groups."""
     share = ranks.share(GROUPS)
     rows = slice(share.start * GROUP_SIZE, share.stop * GROUP_SIZE)
     whole = scored(policy)
@@ -217,15 +216,34 @@ def update_on(ranks: Ranks, folder: str, out: str) -> None:
     own = dataclasses.replace(
         whole, flat=whole.flat[rows], judgements=whole.judgements[rows], **{n: t[rows] for n, t in tensors.items()}
     )
-    pull = Targets(targets().advantages[rows], targets().zero_variance[rows], None)
+    return own, Targets(targets().advantages[rows], targets().zero_variance[rows], None)
+
+
+def update_on(ranks: Ranks, folder: str, out: str) -> None:
+    """Three mini-batches of one group each under ZeRO-3: on two ranks every one of them leaves a rank without rows."""
+    policy = make_policy(folder, ranks, stage=3)
+    own, pull = share_of(ranks, policy)
     config = settings(optimizer=OptimizerConfig(learning_rate=1e-2, mini_batches=GROUPS, epochs_per_batch=2))
     metrics = update_policy(config, resolve_objective("grpo"), policy, ranks, own, pull, pad_token_id=0, step=1)
     torch.save(metrics, f"{out}/{ranks.world_size}_{ranks.rank}.pt")
 
 
-def test_mini_batches_are_the_same_on_one_rank_and_on_two(folder, tmp_path):
+def update_from_graph_on(ranks: Ranks, folder: str, out: str) -> None:
+    """A kept graph under ZeRO-3 with checkpointing: the second of two ranks has it, and no row that may learn."""
+    policy = make_policy(folder, ranks, stage=3, gradient_checkpointing=True)
+    own, pull = share_of(ranks, policy)
+    own = dataclasses.replace(own, dropped=own.group == GROUPS - 1)
+    if ranks.world_size == 2:
+        batch = collate(own.flat, [[row] for row in range(len(own.flat))], 0)
+        own = dataclasses.replace(own, live=LiveScores(batch.rows, policy.forward(batch, with_entropy=True)))
+    metrics = update_policy(settings(), resolve_objective("grpo"), policy, ranks, own, pull, pad_token_id=0, step=1)
+    torch.save(metrics, f"{out}/{ranks.world_size}_{ranks.rank}.pt")
+
+
+@pytest.mark.parametrize("update_there", [update_on, update_from_graph_on])
+def test_updates_are_the_same_on_one_rank_and_on_two(folder, tmp_path, update_there):
     for world_size in (1, 2):
-        on_ranks(world_size, update_on, folder, str(tmp_path))
+        on_ranks(world_size, update_there, folder, str(tmp_path))
     one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
     assert two[0] == two[1] == pytest.approx(one, rel=1e-4, abs=1e-7)
     assert one["policy/grad_norm"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from clipo_ds.types import Group, Prompt
 from clipo_ds.vllm_engine import VllmAdapterEngine, VllmEngine
 from clipo_ds.warm_start import build_tokenizer
 from clipo_ds.weight_sync import sync_weights
+
+logger = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.vllm
 
@@ -194,6 +197,8 @@ def test_twenty_syncs_in_a_row_let_neither_memory_nor_mismatch_grow(ranks: Ranks
         gaps.append(largest_gap(model, engine.generate(prompts, 4, max_new_tokens=20, seed=0)))
         gc.collect()
         sizes.append(process.memory_info().rss)
+    logger.info("largest gap after each sync: %s", " ".join(f"{gap:.1e}" for gap in gaps))
+    logger.info("resident MB after each: %s", " ".join(f"{size / 1e6:.0f}" for size in sizes))
     assert max(gaps) < 2e-5
     assert sizes[-1] - sizes[4] < 4 * num_bytes  # of 15 syncs; allocators take some before to settle
 
