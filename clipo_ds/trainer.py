@@ -367,8 +367,9 @@ def _stop_after_step(parts: Parts) -> Iterator[None]:
     def request(number: int, frame: FrameType | None) -> None:
         if parts.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not parts.stop_requested:  # the launcher passes a terminal's ctrl-C on as SIGTERM
+            parts.display.say("stop requested: finishing this step, then writing a checkpoint (ctrl-C again: at once)")
         parts.stop_requested = True
-        parts.display.say("stop requested: finishing this step, then writing a checkpoint (ctrl-C again: at once)")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
