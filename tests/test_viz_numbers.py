@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score, silhouette_samples
 from written_run import write_responses, write_run
 
 from clipo_ds.types import InputError
+from clipo_ds.viz import separation as separation_module
+from clipo_ds.viz.cluster_figures import separation_course_figure
 from clipo_ds.viz.comparison import curves, evaluation_summary, mean_with_interval, open_arms
 from clipo_ds.viz.frames import open_rollouts
 from clipo_ds.viz.problems import compare_problems, responses_to
@@ -200,6 +202,14 @@ def test_the_course_has_every_figure_at_every_step_and_grows_with_separation(run
     assert len(course) == 3 * len(FIGURES)
     margin = course[course["figure"] == "margin"]["value"].to_numpy()
     assert margin[0] < margin[1] < margin[2]
+    assert separation_course_figure(course).layout.xaxis.title.text == "step"
+
+
+def test_a_long_course_shows_some_of_its_steps_from_the_first_to_the_last_and_says_so(run, monkeypatch):
+    monkeypatch.setattr(separation_module, "MAX_COURSE_STEPS", 2)
+    course = separation_course(open_rollouts(run))
+    assert course["step"].unique().tolist() == [1, 3]
+    assert separation_course_figure(course).layout.xaxis.title.text == "step (2 of 3 shown)"
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------

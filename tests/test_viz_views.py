@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import numpy as np
@@ -15,6 +17,7 @@ import plotly.graph_objects as go
 import pytest
 from written_run import FALSE_STEP, tear_newest, write_comparison, write_run
 
+from clipo_ds.viz import interact
 from clipo_ds.viz.cluster_figures import COLOURS, SHAPES, cluster_figure, trail_figure
 from clipo_ds.viz.cluster_view import ClusterExplorer, separation_view, suspects_view, trail_view
 from clipo_ds.viz.compare_view import CompareView
@@ -335,3 +338,19 @@ def test_the_clusters_are_imported_without_nbformat_and_other_figures_are_shown_
         "nbformat.validate(nbformat.v4.new_notebook())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_following_leaves_time_to_others_and_never_falls_far_behind(monkeypatch):
+    run, seen, waits = SimpleNamespace(rollout_steps=lambda: list(range(len(waits) + 1))), [], []
+    costs = iter([0.1, 0.5, 60.0])
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    clock = itertools.accumulate(itertools.chain.from_iterable((0.0, cost) for cost in costs))
+    monkeypatch.setattr(interact, "run_state", lambda run: SimpleNamespace(word="finished" if len(waits) == 3 else ""))
+    monkeypatch.setattr(interact, "time", SimpleNamespace(monotonic=lambda: next(clock, 0.0)))
+    monkeypatch.setattr(interact, "asyncio", SimpleNamespace(sleep=sleep))
+    asyncio.run(interact.follow_steps(run, [], lambda: seen.append(len(waits)), 2.0))
+    assert seen == [0, 1, 2, 3]  # the last step of a finished run too
+    assert waits == pytest.approx([2.0, 4.5, interact.MAX_WAIT_S])

@@ -218,7 +218,9 @@ def separation_course_figure(course: pd.DataFrame, step: int | None = None) -> g
             figure.add_vline(x=step, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)
         if name.startswith("probe"):
             figure.update_yaxes(range=[0, 1.03], row=1, col=column)
-    figure.update_xaxes(title_text="step", title_standoff=6)
+    shown, num_steps = course["step"].nunique(), course.attrs.get("num_steps", 0)
+    axis = "step" if shown >= num_steps else f"step ({shown} of {num_steps} shown)"
+    figure.update_xaxes(title_text=axis, title_standoff=6)
     figure.update_annotations(font_size=12.5)
     subtitle = "above the band: told by rollouts, not prompts; margin: right-right minus right-wrong; process if right"
     return titled(figure, _course_title(course), subtitle, height=340, margin={"t": 112})

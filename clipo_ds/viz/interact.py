@@ -30,6 +30,7 @@ from clipo_ds.viz.frames import RunState, run_state
 from clipo_ds.viz.theme import CONFIG, boxed
 
 SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
+MAX_WAIT_S = 10.0  # between two looks at a run that is followed
 FIXED = ("uid", "type")  # of a trace
 # Dark enough for white letters.
 STATE_COLOURS = {
@@ -175,7 +176,11 @@ def duration(seconds: float) -> str:
 
 
 async def follow_steps(run: Run, seen: list[int], grow: Callable[[], None], every_s: float) -> None:
-    """Call `grow` when a run has other steps than `seen`, until it is finished; a twentieth of the time at most."""
+    """Call `grow` when a run has other steps than `seen`, until it is finished.
+
+    It takes a tenth of the time at most, so that the reader and the run itself get on, unless that would leave the
+    picture behind for longer than MAX_WAIT_S.
+    """
     cost_s = 0.0
     while True:
         is_over = run_state(run).word == "finished"  # asked first: by then its last step is on disk
@@ -186,7 +191,7 @@ async def follow_steps(run: Run, seen: list[int], grow: Callable[[], None], ever
             seen, cost_s = steps, time.monotonic() - began
         if is_over:
             return
-        await asyncio.sleep(max(every_s, 19 * cost_s))
+        await asyncio.sleep(max(every_s, min(9 * cost_s, MAX_WAIT_S)))
 
 
 def grow_slider(

@@ -34,6 +34,7 @@ FIGURES = {
 NUM_SHUFFLES = 20
 MAX_ROLLOUTS = 2_000  # of one table of figures, and 512 of a point of a course: distances are quadratic
 MAX_COURSE_ROLLOUTS = 512
+MAX_COURSE_STEPS = 30  # of a course, from the first to the last: a step takes a third of a second
 NUM_FOLDS = 5
 MIN_PROBE_CLASS = 5
 
@@ -173,17 +174,27 @@ def separation_of_step(table: Rollouts, step: int | None, *, max_rollouts: int =
 
 
 def separation_course(table: Rollouts, steps: list[int] | None = None) -> pd.DataFrame:
-    """The FIGURES of every step: columns `step`, `figure`, `value`, `baseline`, `low`, `high`, `why`.
+    """The FIGURES over training: columns `step`, `figure`, `value`, `baseline`, `low`, `high`, `why`.
+
+    Args:
+        table: The run's rollouts.
+        steps: The steps wanted; None takes all, or MAX_COURSE_STEPS evenly spread ones where there are more.
+            `attrs["num_steps"]` of the result says how many there are.
 
     Raises:
         InputError: The run has no embeddings.
     """
+    if steps is None:
+        places = np.linspace(0, len(table.steps) - 1, min(len(table.steps), MAX_COURSE_STEPS)).round().astype(int)
+        steps = [table.steps[place] for place in places]
     rows = [
         {"step": step, "figure": name, **vars(score)}
-        for step in (table.steps if steps is None else steps)
+        for step in steps
         for name, score in separation_of_step(table, step, max_rollouts=MAX_COURSE_ROLLOUTS).items()
     ]
-    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "baseline", "low", "high"), np.float64))
+    course = pd.DataFrame(rows).astype(dict.fromkeys(("value", "baseline", "low", "high"), np.float64))
+    course.attrs["num_steps"] = len(table.steps)
+    return course
 
 
 def _within_groups(unit: np.ndarray, labels: np.ndarray, group: np.ndarray) -> dict[str, Score]:
