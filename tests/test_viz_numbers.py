@@ -14,11 +14,13 @@ from written_run import write_responses, write_run
 from clipo_ds.types import InputError
 from clipo_ds.viz import separation as separation_module
 from clipo_ds.viz.cluster_figures import separation_course_figure
+from clipo_ds.viz.compare_figures import curves_figure
 from clipo_ds.viz.comparison import curves, evaluation_summary, mean_with_interval, open_arms
 from clipo_ds.viz.frames import open_rollouts
 from clipo_ds.viz.problems import compare_problems, responses_to
 from clipo_ds.viz.projections import project, subsample, turned_like
 from clipo_ds.viz.separation import FIGURES, probe_auc, separation, separation_course, silhouettes
+from clipo_ds.viz.theme import SERIES
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,12 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> list:
             line = '{{"step": 2, "data": "sums", "accuracy": {0}, "process_consistent_among_correct": null}}\n'
             (path / "evaluations.jsonl").write_text(line.format(0.1) + line.format(accuracy))
     return open_arms(folder)
+
+
+def test_no_two_of_many_arms_are_drawn_alike(arms):
+    many = [replace(arms[0], name=f"arm {number}") for number in range(2 * len(SERIES) + 1)]
+    lines = [(line.line.color, line.line.dash) for line in curves_figure(many, ["reward/mean"]).data if line.line.width]
+    assert len(lines) == len(set(lines)) == len(many)
 
 
 def test_runs_that_differ_in_their_seed_only_are_one_arm(arms):

@@ -14,6 +14,7 @@ from clipo_ds.viz.problems import Problems
 from clipo_ds.viz.theme import BLUE, GREY, ORANGE, SERIES, empty_figure, titled
 
 NUM_IN_TITLE = 3
+DASHES = ("solid", "dash", "dot")  # of arms beyond the number of colours
 CURVES = {
     "accuracy/mean": "right answers, share of rollouts",
     "process/consistent_among_correct": "no false step, share of right answers",
@@ -35,6 +36,7 @@ def curves_figure(arms: Sequence[Arm], metrics: Sequence[str] = tuple(CURVES)) -
         for order, arm in enumerate(arms):
             rows = table[table["arm"] == arm.name]
             steps, colour = rows["step"].to_numpy(np.int32), SERIES[order % len(SERIES)]
+            dash = DASHES[order // len(SERIES) % len(DASHES)]
             if rows["half"].notna().any():
                 for sign, fill in ((1, None), (-1, "tonexty")):
                     edge = rows["mean"] + sign * rows["half"]
@@ -44,7 +46,7 @@ def curves_figure(arms: Sequence[Arm], metrics: Sequence[str] = tuple(CURVES)) -
                         legendgroup=arm.name, **place,
                     )  # fmt: skip
             figure.add_scatter(
-                x=steps, y=_narrow(rows["mean"]), mode="lines", line={"color": colour, "width": 2.5},
+                x=steps, y=_narrow(rows["mean"]), mode="lines", line={"color": colour, "width": 2.5, "dash": dash},
                 name=f"{arm.name} ({_seeds(len(arm.runs))})", legendgroup=arm.name, showlegend=number == 0, **place,
                 hovertemplate="step %{x}<br>%{y:.3f}<extra>" + arm.name + "</extra>",
             )  # fmt: skip
