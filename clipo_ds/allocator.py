@@ -1,8 +1,8 @@
 """Memory that a training step on a CPU gets back at once instead of from the kernel.
 
 A step frees gigabytes of activations and takes them again. The C library hands large blocks back to the kernel, and the
-next step pays a page fault for every 4 kB of them: up to a third of its time on a virtual machine. Both functions
-change speed and never a number. Imports neither torch nor anything of this package.
+next step pays a page fault for every 4 kB of them, dearly on a virtual machine. Both functions change speed and never a
+number. Imports neither torch nor anything of this package.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Every mean that crosses micro-batches or ranks is a sum divided by the mini-batch's *global* count, so the gradient
 does not depend on how the rows are split. Rows that can feel no gradient (advantage 0 and no KL or embedding term)
-are left out of the passes but stay in the denominators: the gradient is the same and the time is saved.
+are left out of the loss, and out of passes made for it, but stay in the denominators: the gradient is the same and the
+time is saved.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ FIGURES = {
 NUM_SHUFFLES = 20
 MAX_ROLLOUTS = 2_000  # of one table of figures, and 512 of a point of a course: distances are quadratic
 MAX_COURSE_ROLLOUTS = 512
-MAX_COURSE_STEPS = 30  # of a course, from the first to the last: a step takes a third of a second
+MAX_COURSE_STEPS = 30  # of a course, from the first to the last: every one is probed anew
 NUM_FOLDS = 5
 MIN_PROBE_CLASS = 5
 
