@@ -45,8 +45,8 @@ def start(script: str, *arguments: str, ranks: int | None = None) -> subprocess.
         command = [*launch, str(ROOT / "scripts" / script), *arguments]
     # A test that was a rank itself has left in the environment where its group met, and its port may still be held.
     environment = {name: value for name, value in os.environ.items() if name not in RANK_FACTS}
-    # Two ranks on two cores: one thread each, or they wait for each other.
-    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    # Two ranks on two cores: one thread each, or they wait for each other. The accelerator is the one of `conftest`.
+    environment["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
