@@ -65,8 +65,9 @@ def gap_after_sync(
     experience: Experience,
     *,
     pad_token_id: int,
-) -> float:
-    """Largest |trainer - server| log-probability over one rollout a rank, both with the newest weights.
+) -> dict[str, float]:
+    """|trainer - server| log-probability over one rollout a rank, both with the newest weights: its largest as
+    `mismatch/after_sync` and its mean as `mismatch/after_sync_mean`, in nats.
 
     The rollouts that are trained on are a step old, so their own log-probabilities cannot show that an update arrived.
     Called by all ranks, while nothing is being sampled.
@@ -77,14 +78,18 @@ def gap_after_sync(
     rows = [row for row, (_, rollout) in enumerate(experience.flat) if len(rollout.token_ids) > 1][:1]
     (batch,) = micro_batches(config, policy, ranks, experience.flat, rows, pad_token_id)
     logprobs = policy.score(batch).logprobs.float().cpu()
-    gaps, lost = [torch.zeros(1)], None
+    parts, lost = [torch.zeros(0)], None
     try:
         for row in rows:
             for scores in engine.score(*experience.flat[row]).values():
-                gaps.append((logprobs[0, : len(scores)] - torch.tensor(scores)).abs())
+                parts.append((logprobs[0, : len(scores)] - torch.tensor(scores)).abs())
     except SamplerLost as error:
         lost = error
     distributed.raise_everywhere(lost)
     # NaN would be lost in a maximum, here or over ranks.
-    largest = torch.cat(gaps).nan_to_num(nan=torch.inf).max()
-    return distributed.max_over_ranks(float(largest), ranks.device)
+    gaps = torch.cat(parts).nan_to_num(nan=torch.inf)
+    sums = distributed.sum_over_ranks({"gaps": float(gaps.sum()), "tokens": len(gaps)}, ranks.device)
+    return {
+        "mismatch/after_sync": distributed.max_over_ranks(max(gaps.tolist(), default=0.0), ranks.device),
+        "mismatch/after_sync_mean": sums["gaps"] / max(sums["tokens"], 1),
+    }

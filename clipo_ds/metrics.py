@@ -60,6 +60,7 @@ METRICS = {
     "mismatch/max_abs": "largest |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/kl": "KL(sampler || trainer), k3 on the sampler's samples, nats a token",
     "mismatch/after_sync": "largest |trainer - server| log-probability of one rollout a rank, updated (async_steps)",
+    "mismatch/after_sync_mean": "mean of the same",
     "rollout/staleness": "steps between the weights that sampled and those trained (with rollout.async_steps)",
     "contrastive/loss": "mean contrastive loss over valid anchors, before the head's update",
     "contrastive/valid_anchors": "valid anchors in the global batch",

