@@ -129,9 +129,10 @@ def test_notebook_runs_and_its_figures_are_whole_also_when_narrow_and_after_a_re
 
 def test_clusters_follow_the_slider_and_a_click_shows_exactly_that_rollout(server, browser):
     view, figure = ".clipo-clusters", ".clipo-clusters .js-plotly-plot"
-    browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder))
+    patient = "from clipo_ds.viz import interact\ninteract.MAX_DRAWING_S = 1e6\nrun = None"
+    browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder, patient))
     browser.run_all()
-    browser.wait_for_figures(view, 2)
+    browser.wait_for_figures(view, 2)  # the second one because the browser has said that it drew the first
     browser.press_slider(view, "ArrowLeft")  # from "the last" step to the one before it
     browser.wait_for_title(view, "Step 11:")
     row = browser.click_point(figure)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,6 +149,44 @@ def test_the_explorer_moves_reads_and_lists(run):
     assert "2 selected" in view.panel.value
 
 
+def test_the_explorers_numbers_wait_until_a_browser_has_drawn_the_picture(run, monkeypatch):
+    monkeypatch.setattr(interact, "MAX_DRAWING_S", 60.0)
+
+    async def open_and_draw() -> ClusterExplorer:
+        view = ClusterExplorer(run)
+        await asyncio.sleep(0.05)
+        assert view.numbers is None
+        threading.Thread(target=setattr, args=(view.figure, "_drawn", True)).start()  # as JupyterLab's subshell says it
+        await asyncio.wait_for(view._task, 20)
+        return view
+
+    assert "figures lie outside" in asyncio.run(open_and_draw()).numbers.layout.title.text
+
+
+def test_the_explorers_numbers_come_also_where_no_browser_draws(run, monkeypatch):
+    monkeypatch.setattr(interact, "MAX_DRAWING_S", 0.05)
+
+    async def open_unseen() -> ClusterExplorer:
+        view = ClusterExplorer(run)
+        await asyncio.wait_for(view._task, 20)
+        return view
+
+    assert asyncio.run(open_unseen()).numbers is not None
+
+
+def test_a_layout_that_is_kept_is_shown_without_scikit_learn(run):
+    project(open_rollouts(run))
+    code = (
+        "import sys; from clipo_ds.viz.cluster_view import cluster_figure, open_rollouts, project\n"
+        f"table = open_rollouts({str(run)!r}); cluster_figure(table, project(table))\n"
+        "assert not {'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_explorer_still_hears_clicks_after_its_traces_were_replaced(run):
     view = ClusterExplorer(run)
     view._colour.value = "contrastive reward"
@@ -202,7 +241,8 @@ def test_the_dynamics_follow_a_run_that_is_being_written(tmp_path):
     assert metrics_frame(view.run).index.tolist() == [1, 2, 3]
 
 
-def test_the_clusters_and_the_group_take_in_steps_as_they_land(tmp_path):
+def test_the_clusters_and_the_group_take_in_steps_as_they_land(tmp_path, monkeypatch):
+    monkeypatch.setattr(interact, "MAX_DRAWING_S", 0.05)
     whole = write_run(tmp_path / "whole", steps=4)
     path = write_run(tmp_path / "run", steps=2, config={"steps": 4})
 

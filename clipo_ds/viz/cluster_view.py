@@ -30,7 +30,7 @@ from clipo_ds.viz.cluster_figures import (
     trail_figure,
 )
 from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts, as_run, newer, open_rollouts
-from clipo_ds.viz.interact import Plot, follow_steps, grow_slider, in_background, in_words, notes, said
+from clipo_ds.viz.interact import Plot, follow_steps, grow_slider, in_background, in_words, notes, plotly_script, said
 from clipo_ds.viz.projections import CENTRES, METHODS, Projection, project, turned_like
 from clipo_ds.viz.reading import (
     neighbours,
@@ -70,6 +70,7 @@ class ClusterExplorer(widgets.VBox):
     ) -> None:
         self._max_points = max_points
         self._task: asyncio.Task[None] | None = None
+        plotly_script()
         try:
             self.table = open_rollouts(run)
             self._projection = project(self.table, method, max_points=max_points)
@@ -149,7 +150,8 @@ class ClusterExplorer(widgets.VBox):
         return self._prompts.index[self._prompts.str.contains(wanted, case=False, regex=False)].tolist()
 
     async def _go_on(self, every_s: float) -> None:
-        """What can wait until the picture is out: the numbers below it, and the steps to come."""
+        """What waits until the picture is drawn: the numbers below it, and the steps to come."""
+        await self.figure.drawn()
         self._show_numbers()
         await follow_steps(self.table.run, self.table.steps, self.grow, every_s)
 

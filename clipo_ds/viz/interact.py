@@ -7,6 +7,7 @@ starts from. So `Plot` is made with its first figure, and after a change it brin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gzip
 import html
@@ -30,6 +31,7 @@ from clipo_ds.viz.frames import RunState, run_state
 from clipo_ds.viz.theme import CONFIG, boxed
 
 SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
+MAX_DRAWING_S = 5.0  # that what comes after a figure waits for a browser to have drawn it
 MAX_WAIT_S = 10.0  # between two looks at a run that is followed
 FIXED = ("uid", "type")  # of a trace
 # Dark enough for white letters.
@@ -67,12 +69,13 @@ def _figure_widget() -> type[go.FigureWidget]:
 class PlotlyScript(anywidget.AnyWidget):
     """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.7 MB as it is sent."""
 
-    _esm = "export default {}"
+    _esm = Path(__file__).with_name("plotly_script.js")
     gzipped = traitlets.Bytes().tag(sync=True)
 
 
 @functools.cache
-def _plotly_script() -> PlotlyScript:
+def plotly_script() -> PlotlyScript:
+    """The kernel's one script; a page needs a second to parse it, which a view that reads for as long can use."""
     return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode(), compresslevel=1))
 
 
@@ -80,14 +83,26 @@ class Plot(_figure_widget()):
     """A FigureWidget that takes whole figures, sends what differs, and can be reloaded."""
 
     _esm = Path(__file__).with_name("plot.js")
+    # So that the figure's state is never taken anywhere without it.
     _script = traitlets.Instance(PlotlyScript).tag(sync=True, **widgets.widget_serialization)
+    _drawn = traitlets.Bool(False).tag(sync=True)  # said by the browser
 
     def __init__(self, figure: go.Figure) -> None:
-        self._script = _plotly_script()
+        self._script = plotly_script()
         super().__init__(figure)
         self._config = {**self._config, **CONFIG}
         self._given = figure.layout.to_plotly_json()
         self._settling: asyncio.TimerHandle | None = None
+
+    async def drawn(self) -> None:
+        """Wait until a browser has drawn the figure, for MAX_DRAWING_S at most: there may be none."""
+        if self._drawn:
+            return
+        loop, enough = asyncio.get_running_loop(), asyncio.Event()
+        # JupyterLab's messages to widgets may come in a thread of their own, a subshell's.
+        self.observe(lambda _: loop.call_soon_threadsafe(enough.set), "_drawn")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(enough.wait(), MAX_DRAWING_S)
 
     def show_figure(self, figure: go.Figure) -> bool:
         """Become `figure`: in place where its traces are of the same kinds, else with new traces.

@@ -1,4 +1,4 @@
-// A plotly figure that gets plotly's script from the one widget that has it, `_script`.
+// A plotly figure that gets plotly's script from the one widget that has it (plotly_script.js).
 //
 // plotly's own FigureWidget brings 5 MB with every figure. A page with six of them, loaded anew, needs longer to parse
 // those than anywidget waits (2 s), and shows "model not found" instead. So the script is loaded once a page, and
@@ -8,22 +8,9 @@
 const CHANGES = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate",
                  "removeLayoutProps", "removeTraceProps"].map(name => `change:_py2js_${name}`);
 
-async function load(model) {
-  const id = model.get("_script").replace("IPY_MODEL_", ""), manager = model.widget_manager;
-  while (!manager.has_model(id)) await new Promise(resolve => setTimeout(resolve, 50));  // models come in any order
-  const script = await manager.get_model(id);
-  script.plotly ??= unpacked(script.get("gzipped"));
-  return script.plotly;
-}
-
-async function unpacked(gzipped) {
-  const code = new Blob([gzipped]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const address = URL.createObjectURL(new Blob([await new Response(code).blob()], {type: "text/javascript"}));
-  try {
-    return await import(/* webpackIgnore: true */ address);
-  } finally {
-    URL.revokeObjectURL(address);
-  }
+async function load({widget_manager: manager}) {
+  while (!manager.clipoPlotly) await new Promise(resolve => setTimeout(resolve, 50));  // models come in any order
+  return manager.clipoPlotly;
 }
 
 export default () => {
@@ -46,6 +33,7 @@ export default () => {
         remove?.();
         el.replaceChildren();
         remove = figure.render({model, el});
+        el.once("plotly_afterplot", () => { model.set("_drawn", true); model.save_changes(); });
         if (behind) model.on("change:_widget_data", draw);
       };
       // What is not on the page, or hidden, has no width: plotly would draw for another, and put the title over itself.

@@ -5,7 +5,8 @@ some prompts are easier than others. So every figure is computed in the original
 labels *within groups*: whatever the prompts alone give away stays in the baseline, and what exceeds it is told by the
 rollouts. Probes are fitted and tested on different groups.
 
-Functions of arrays: numpy and scikit-learn. Rows that are not of unit length are normalised.
+Functions of arrays: numpy, and for probes scikit-learn, which is imported when there is one to fit: the picture, which
+comes before the numbers, need not wait for it. Rows that are not of unit length are normalised.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold
 
 from clipo_ds.viz.frames import Rollouts
 from clipo_ds.viz.projections import subsample
@@ -131,6 +129,10 @@ def probe_auc(vectors: np.ndarray, labels: np.ndarray, group: np.ndarray) -> Sco
         labels: Bool[1 + S, N], the true ones first, then shuffled ones.
         group: Int[N]; a group is in one fold only.
     """
+    from scipy.stats import rankdata
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GroupKFold
+
     truth = labels[0]
     if truth.all() or not truth.any():
         return Score(None, why="all rollouts in question are of one class")
