@@ -171,7 +171,7 @@ class RunWriter:
         (self.path / ROLLOUTS).mkdir(exist_ok=True)
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         _write_beside(
-            self.path / ROLLOUTS / f"step_{step:06d}.parquet",
+            _rollout_file(self.path, step),
             # A dictionary stores a group's prompt once; embeddings never repeat.
             lambda file: pq.write_table(table, file, compression="zstd", use_dictionary=texts),
         )
@@ -239,13 +239,10 @@ class Run:
             InputError: No such step or column, or a file is damaged. A newest file that cannot be read (the folder is
                 being copied, say) is left out when all steps are asked for.
         """
-        files = _rollout_files(self.path)
-        if step is not None and step not in files:
-            have = f"{min(files)} to {max(files)}" if files else "none yet"
-            raise InputError(f"`step` must be a step with rollouts ({have}), got {step}")
+        files = _rollout_files(self.path) if step is None else {step: self._rollouts_of(step)}
         tables: list[pa.Table] = []
         names: dict[str, None] = {}
-        for number in files if step is None else [step]:
+        for number in files:
             try:
                 with pq.ParquetFile(files[number]) as file:
                     own = file.schema_arrow.names
@@ -271,13 +268,21 @@ class Run:
         Raises:
             InputError: No such step, or its file is damaged.
         """
-        files = _rollout_files(self.path)
-        if step not in files:
-            raise InputError(f"`step` must be a step with rollouts, got {step}")
+        file = self._rollouts_of(step)
         try:
-            return pq.read_schema(files[step]).names
+            return pq.read_schema(file).names
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"`{files[step]}` must be a whole parquet file: {error}") from error
+            raise InputError(f"`{file}` must be a whole parquet file: {error}") from error
+
+    def _rollouts_of(self, step: int) -> Path:
+        """A step's file, found without listing the folder: who reads a thousand steps one by one would list it as
+        often."""
+        file = _rollout_file(self.path, step)
+        if not file.is_file():
+            files = _rollout_files(self.path)
+            have = f"{min(files)} to {max(files)}" if files else "none yet"
+            raise InputError(f"`step` must be a step with rollouts ({have}), got {step}")
+        return file
 
     def checkpoints(self) -> dict[int, Path]:
         """The whole checkpoints, by step, ascending."""
@@ -303,6 +308,10 @@ def open_run(path: str | Path) -> Run:
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _rollout_file(folder: Path, step: int) -> Path:
+    return folder / ROLLOUTS / f"step_{step:06d}.parquet"
 
 
 def _rollout_files(folder: Path) -> dict[int, Path]:

@@ -277,12 +277,20 @@ def test_the_columns_of_a_step_are_named_without_reading_its_rows(tmp_path):
     run = open_run(tmp_path)
     assert set(run.rollout_columns(2)) - set(run.rollout_columns(1)) == {"note"}
     assert {"embedding", "response"} <= set(run.rollout_columns(1))
-    with pytest.raises(InputError, match="`step` must be a step with rollouts, got 3"):
+    with pytest.raises(InputError, match=r"`step` must be a step with rollouts \(1 to 2\), got 3"):
         run.rollout_columns(3)
     file = tmp_path / "rollouts" / "step_000002.parquet"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(InputError, match=r"step_000002.parquet` must be a whole parquet file"):
         run.rollout_columns(2)
+
+
+def test_a_step_is_found_without_listing_all_steps(tmp_path, monkeypatch):
+    new_run(tmp_path).write_rollouts(1, rollout_columns(1))
+    run = open_run(tmp_path)
+    monkeypatch.setattr(Path, "glob", None)
+    assert "reward" in run.rollout_columns(1)
+    assert run.rollouts(1, ["reward"]).num_rows == 4
 
 
 def test_the_newest_file_may_be_unreadable_but_no_other(tmp_path):
