@@ -66,8 +66,8 @@ def gap_after_sync(
     *,
     pad_token_id: int,
 ) -> dict[str, float]:
-    """|trainer - server| log-probability over one rollout a rank, both with the newest weights: its largest as
-    `mismatch/after_sync` and its mean as `mismatch/after_sync_mean`, in nats.
+    """|trainer - server| log-probability, nats, over the longest rollout of each rank, both with the newest weights:
+    the largest of any token as `mismatch/after_sync`, the largest mean of any server as `mismatch/after_sync_mean`.
 
     The rollouts that are trained on are a step old, so their own log-probabilities cannot show that an update arrived.
     Called by all ranks, while nothing is being sampled.
@@ -75,21 +75,21 @@ def gap_after_sync(
     Raises:
         SamplerLost: On all ranks, as the engine raised it on one of them.
     """
-    rows = [row for row, (_, rollout) in enumerate(experience.flat) if len(rollout.token_ids) > 1][:1]
+    lengths = [len(rollout.token_ids) for _, rollout in experience.flat]
+    rows = [lengths.index(max(lengths))] if max(lengths, default=0) > 1 else []
     (batch,) = micro_batches(config, policy, ranks, experience.flat, rows, pad_token_id)
     logprobs = policy.score(batch).logprobs.float().cpu()
-    parts, lost = [torch.zeros(0)], None
+    largest, mean, lost = 0.0, 0.0, None
     try:
         for row in rows:
             for scores in engine.score(*experience.flat[row]).values():
-                parts.append((logprobs[0, : len(scores)] - torch.tensor(scores)).abs())
+                # NaN would be lost in a maximum, here or over ranks.
+                gaps = (logprobs[0, : len(scores)] - torch.tensor(scores)).abs().nan_to_num(nan=torch.inf)
+                largest, mean = max(largest, float(gaps.max())), max(mean, float(gaps.mean()))
     except SamplerLost as error:
         lost = error
     distributed.raise_everywhere(lost)
-    # NaN would be lost in a maximum, here or over ranks.
-    gaps = torch.cat(parts).nan_to_num(nan=torch.inf)
-    sums = distributed.sum_over_ranks({"gaps": float(gaps.sum()), "tokens": len(gaps)}, ranks.device)
     return {
-        "mismatch/after_sync": distributed.max_over_ranks(max(gaps.tolist(), default=0.0), ranks.device),
-        "mismatch/after_sync_mean": sums["gaps"] / max(sums["tokens"], 1),
+        "mismatch/after_sync": distributed.max_over_ranks(largest, ranks.device),
+        "mismatch/after_sync_mean": distributed.max_over_ranks(mean, ranks.device),
     }

@@ -19,6 +19,7 @@ FLOAT32_MAX_ABS = 1e-3
 # Qwen2.5, LoRA, both sides bfloat16 in transformers on an H200) had a mean of 0.007 and a largest of 0.46, then 0.55.
 BFLOAT16_MAX_ABS = 5.0
 BFLOAT16_MEAN_ABS = 0.05
+AFTER_SYNC = {"max_abs": "after_sync", "mean_abs": "after_sync_mean"}  # metric by limit
 
 
 def likely_causes(config: TrainConfig, *, tied_head: bool) -> list[str]:
@@ -95,10 +96,9 @@ def check_after_sync(config: TrainConfig, metrics: Mapping[str, float], *, tied_
         MismatchError: As `check_parity`.
     """
     for name, limit in parity_limits(config).items():
-        metric = {"max_abs": "after_sync", "mean_abs": "after_sync_mean"}[name]
-        value = metrics.get(f"mismatch/{metric}", 0.0)
+        value = metrics.get(f"mismatch/{AFTER_SYNC[name]}", 0.0)
         if not value <= limit:
-            _stop(metric, value, name, limit, likely_causes(config, tied_head=tied_head))
+            _stop(AFTER_SYNC[name], value, name, limit, likely_causes(config, tied_head=tied_head))
 
 
 def _stop(metric: str, value: float, field: str, limit: float, causes: list[str]) -> NoReturn:

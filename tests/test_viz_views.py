@@ -18,8 +18,8 @@ import plotly.graph_objects as go
 import pytest
 from written_run import FALSE_STEP, tear_newest, write_comparison, write_run
 
-from clipo_ds.viz import interact
-from clipo_ds.viz.cluster_figures import COLOURS, SHAPES, cluster_figure, trail_figure
+from clipo_ds.viz import cluster_view, interact
+from clipo_ds.viz.cluster_figures import COLOURS, SHAPES, cluster_figure, separation_figure, trail_figure
 from clipo_ds.viz.cluster_view import ClusterExplorer, separation_view, suspects_view, trail_view
 from clipo_ds.viz.compare_view import CompareView
 from clipo_ds.viz.dynamics_figures import advantage_figure, group_advantages, similarity_figure, telling_groups
@@ -172,6 +172,21 @@ def test_the_explorers_numbers_come_also_where_no_browser_draws(run, monkeypatch
         return view
 
     assert asyncio.run(open_unseen()).numbers is not None
+
+
+def test_numbers_of_a_step_that_the_reader_has_left_meanwhile_are_not_shown(run, monkeypatch):
+    view = ClusterExplorer(run)
+    compute = cluster_view.separation_of_step
+
+    def compute_slowly(*arguments):
+        monkeypatch.setattr(cluster_view, "separation_of_step", compute)
+        view._step.value = 1
+        return compute(*arguments)
+
+    monkeypatch.setattr(cluster_view, "separation_of_step", compute_slowly)
+    view._step.value = 2
+    of_1, of_2 = (list(separation_figure(view._scores[step]).data[-1].x) for step in (1, 2))
+    assert list(view.numbers.data[-1].x) == of_1 != of_2
 
 
 def test_a_layout_that_is_kept_is_shown_without_scikit_learn(run):

@@ -92,7 +92,8 @@ class VllmConfig:
 class ParityConfig:
     """How far the sampler's log-probabilities may be from the trainer's before the run stops.
 
-    Both score the same tokens under the same weights, so what differs is rounding, or a fault."""
+    Both score the same tokens under the same weights, so what differs is rounding, or a fault. With
+    `rollout.async_steps` the rollouts are older, and one a rank is scored anew after every sync."""
 
     max_abs: float | Literal["auto"] | None = "auto"
     """Largest |trainer - sampler| log-probability of any sampled token, nats. Auto is 1e-3 where policy and sampler are

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class ClusterExplorer(widgets.VBox):
     ) -> None:
         self._max_points = max_points
         self._task: asyncio.Task[None] | None = None
-        plotly_script()
+        plotly_script()  # the browser parses it while the run is read
         try:
             self.table = open_rollouts(run)
             self._projection = project(self.table, method, max_points=max_points)
@@ -106,6 +107,7 @@ class ClusterExplorer(widgets.VBox):
         self.figure = Plot(self._cloud.figure)
         self.panel = widgets.HTML(boxed(f'<span class="quiet">{HINT}</span>'))
         self.numbers: Plot | None = None
+        self._showing = threading.Lock()
         self._listen()
         self._play.observe(self._on_play, "value")
         for control in (self._step, self._colour, self._shape, self._prompt):
@@ -158,13 +160,17 @@ class ClusterExplorer(widgets.VBox):
     def _show_numbers(self) -> None:
         step = self._step.value
         if step not in self._scores:
-            self._scores[step] = separation_of_step(self.table, self._chosen_step())
+            self._scores[step] = separation_of_step(self.table, None if step == ALL_STEPS else step)
         figure = separation_figure(self._scores[step])
-        if self.numbers is None:
-            self.numbers = Plot(figure)
-            self.children = (*self.children, self.numbers)
-        else:
-            self.numbers.show_figure(figure)
+        # JupyterLab moves the slider in a thread of its own, while `_go_on` computes in this one.
+        with self._showing:
+            if step != self._step.value:
+                return
+            if self.numbers is None:
+                self.numbers = Plot(figure)
+                self.children = (*self.children, self.numbers)
+            else:
+                self.numbers.show_figure(figure)
 
     def redraw(self) -> None:
         """Draw what the controls say."""

@@ -31,7 +31,7 @@ from clipo_ds.viz.frames import RunState, run_state
 from clipo_ds.viz.theme import CONFIG, boxed
 
 SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
-MAX_DRAWING_S = 5.0  # that what comes after a figure waits for a browser to have drawn it
+MAX_DRAWING_S = 5.0  # longest wait for a browser to draw a figure: there may be no browser
 MAX_WAIT_S = 10.0  # between two looks at a run that is followed
 FIXED = ("uid", "type")  # of a trace
 # Dark enough for white letters.
@@ -75,7 +75,7 @@ class PlotlyScript(anywidget.AnyWidget):
 
 @functools.cache
 def plotly_script() -> PlotlyScript:
-    """The kernel's one script; a page needs a second to parse it, which a view that reads for as long can use."""
+    """The kernel's one script, sent where this is called first: before a view that takes long to read its run."""
     return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode(), compresslevel=1))
 
 
@@ -95,14 +95,19 @@ class Plot(_figure_widget()):
         self._settling: asyncio.TimerHandle | None = None
 
     async def drawn(self) -> None:
-        """Wait until a browser has drawn the figure, for MAX_DRAWING_S at most: there may be none."""
-        if self._drawn:
-            return
+        """Wait until a browser has drawn the figure, for MAX_DRAWING_S at most."""
         loop, enough = asyncio.get_running_loop(), asyncio.Event()
-        # JupyterLab's messages to widgets may come in a thread of their own, a subshell's.
-        self.observe(lambda _: loop.call_soon_threadsafe(enough.set), "_drawn")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(enough.wait(), MAX_DRAWING_S)
+
+        def on_drawn(change: object) -> None:
+            loop.call_soon_threadsafe(enough.set)  # JupyterLab's messages to widgets come in a thread of their own
+
+        self.observe(on_drawn, "_drawn")
+        try:
+            if not self._drawn:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(enough.wait(), MAX_DRAWING_S)
+        finally:
+            self.unobserve(on_drawn, "_drawn")
 
     def show_figure(self, figure: go.Figure) -> bool:
         """Become `figure`: in place where its traces are of the same kinds, else with new traces.

@@ -5,7 +5,7 @@ some prompts are easier than others. So every figure is computed in the original
 labels *within groups*: whatever the prompts alone give away stays in the baseline, and what exceeds it is told by the
 rollouts. Probes are fitted and tested on different groups.
 
-Functions of arrays: numpy, and for probes scikit-learn, which is imported when there is one to fit: the picture, which
+Functions of arrays: numpy, and for probes scipy and scikit-learn, imported when there is one to fit: the picture, which
 comes before the numbers, need not wait for it. Rows that are not of unit length are normalised.
 """
 
