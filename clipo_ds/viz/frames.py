@@ -153,6 +153,7 @@ def open_rollouts(run: Run | str | Path | None = None, steps: Sequence[int] | No
         why = notes[0] if notes else "no step has been recorded yet"
         raise InputError(f"`run` must have rollouts, got '{run.path}': {why}")
     frame = pd.concat(frames, ignore_index=True)
+    _derive(frame)
     if not is_numeric_dtype(frame["prompt"]):  # texts: this run does not number its prompts
         frame["prompt"] = pd.factorize(frame["prompt"])[0]
     return Rollouts(run, frame, tuple(notes))
@@ -265,32 +266,34 @@ def cells(correct: pd.Series, process: pd.Series) -> pd.Categorical:
 
 
 def _read_step(run: Run, step: int) -> pd.DataFrame:
+    """The light columns of one step as they were recorded, rewards as they were weighted."""
     there = run.rollout_columns(step)
     more = [name for name in MORE_NUMBERS if name in there]
     weights = {f"{RECORDED_PART}{name}": weight for name, weight in _reward_weights(run).items()}
     recorded = [name for name in there if name in weights]
     columns = [*NUMBERS, *more, *recorded] if "prompt_uid" in more else [*NUMBERS, *more, *recorded, "prompt"]
     frame = run.rollouts(step, columns).to_pandas()
-    parts = [PART + name.removeprefix(RECORDED_PART) for name in recorded]
-    for name, part in zip(recorded, parts, strict=True):
-        frame[part] = (frame.pop(name) * weights[name]).astype(np.float32)
+    for name in recorded:
+        frame[PART + name.removeprefix(RECORDED_PART)] = (frame.pop(name) * weights[name]).astype(np.float32)
     if "dropped" not in more:
         frame["dropped"] = False
-    frame["process_consistent"] = frame["process_consistent"].astype("boolean")
-    for name in ("contrastive_loss", "contrastive_reward"):
-        frame[name] = frame[name].astype(np.float32)
+    if "outcome_reward" not in more:
+        frame["outcome_reward"] = frame["reward"] - frame["contrastive_reward"].astype(np.float32).fillna(0.0)
     frame.insert(0, "step", np.int32(step))
     frame.insert(1, "place", np.arange(len(frame), dtype=np.int32))
+    return frame.rename(columns={"prompt_uid": "prompt"})
+
+
+def _derive(frame: pd.DataFrame) -> None:
+    """Fill in what follows from the recorded columns: for all steps at once, or it costs as much for each of them."""
+    frame["process_consistent"] = frame["process_consistent"].astype("boolean")
+    for name in ("contrastive_loss", "contrastive_reward", "outcome_reward"):
+        frame[name] = frame[name].astype(np.float32)
     frame["cell"] = cells(frame["correct"], frame["process_consistent"])
-    contrast = frame["contrastive_reward"].fillna(0.0)
-    if "outcome_reward" in more:
-        frame["outcome_reward"] = frame["outcome_reward"].astype(np.float32)
-    else:
-        frame["outcome_reward"] = frame["reward"] - contrast
-    known = frame["outcome_reward"] + contrast + frame[parts].sum(axis=1)
+    parts = [name for name in frame.columns if name.startswith(PART)]
+    known = frame["outcome_reward"] + frame["contrastive_reward"].fillna(0.0) + frame[parts].sum(axis=1)
     added_up = np.isclose(frame["reward"], known, rtol=1e-5, atol=1e-6)  # but for the rounding to float32
     frame["other_reward"] = np.where(added_up, np.float32(0), frame["reward"] - known)
-    return frame.rename(columns={"prompt_uid": "prompt"})
 
 
 def _reward_weights(run: Run) -> dict[str, float]:
