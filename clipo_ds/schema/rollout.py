@@ -97,7 +97,7 @@ class ParityConfig:
 
     max_abs: float | Literal["auto"] | None = "auto"
     """Largest |trainer - sampler| log-probability of any sampled token, nats. Auto is 1e-3 where policy and sampler are
-    float32, 5 otherwise (the largest of many rounding errors grows with their number); null is off."""
+    float32, 0.5 otherwise; null is off."""
     mean_abs: float | Literal["auto"] | None = "auto"
     """Largest mean over a step's tokens of the same, nats. Auto is 0.05 where policy or sampler is bfloat16, off
     otherwise; null is off."""
