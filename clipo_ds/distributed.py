@@ -1,7 +1,7 @@
 """Facts about the ranks, and the few collectives that a training step needs.
 
-Every function is called by all ranks in the same order. Imports torch, DeepSpeed's communication, `allocator` and
-`network` only.
+Every function is called by all ranks in the same order. Imports torch, DeepSpeed's communication, `allocator`,
+`cores` and `network` only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from clipo_ds import allocator
+from clipo_ds.cores import share_cores
 from clipo_ds.network import free_port
 
 
@@ -49,6 +50,8 @@ def start() -> Ranks:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if not dist.is_initialized():
+        if get_accelerator().device_name() == "cpu":
+            share_cores(int(os.environ.get("LOCAL_SIZE", "1")))
         # On the CPU DeepSpeed would compile a shared-memory kernel first: a minute on a laptop, an error without a
         # compiler, a race between runs that start together. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -6,7 +6,7 @@ character, trained in float32 on the CPU with one thread, so that the same task 
 
 The cache is `$CLIPO_DS_CACHE`, by default `~/.cache/clipo_ds`; the folder's name carries a hash of everything that the
 weights depend on. It is written beside and renamed, so that it is whole or absent and any number of processes may
-ask at once. Layer L2: imports torch and transformers.
+ask at once. Layer L1: imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clipo_ds.arithmetic import CHARACTERS, max_lengths, warm_start_examples
+from clipo_ds.cores import one_core
 from clipo_ds.schema import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -127,23 +127,12 @@ def _make(task: TaskConfig, folder: Path) -> None:
     logger.info("making the small arithmetic model once, in %s", folder)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as beside:
         whole = Path(beside) / "model"
-        with _one_thread():
+        with one_core():  # the weights do not depend on the number of cores
             model = train_supervised(task)
         model.save_pretrained(whole)
         build_tokenizer().save_pretrained(whole)
         (whole / "task.json").write_text(json.dumps({"version": VERSION, **asdict(task)}, indent=2) + "\n")
         whole.rename(folder)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread, so that the weights do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_supervised(task: TaskConfig) -> LlamaForCausalLM:

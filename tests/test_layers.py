@@ -58,6 +58,7 @@ LAYERS: dict[str, list[str]] = {
         "environment",
         "network",
         "allocator",
+        "cores",
         "shared_memory",
         "record_tables",
         "records",
