@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score, silhouette_samples
 from written_run import write_responses, write_run
 
 from clipo_ds.types import InputError
+from clipo_ds.viz import projections
 from clipo_ds.viz import separation as separation_module
 from clipo_ds.viz.cluster_figures import separation_course_figure
 from clipo_ds.viz.compare_figures import curves_figure
@@ -76,6 +77,20 @@ def test_axes_of_a_longer_run_point_the_way_they_did(run):
     earlier = project(open_rollouts(run, [1, 2]))
     mirrored = replace(earlier, points=earlier.points * np.array([-1, 1], np.float32))
     assert np.array_equal(turned_like(mirrored, earlier).points, earlier.points)
+
+
+@pytest.mark.parametrize(("num", "size", "count"), [(400, 20, 2), (12, 30, 10), (3, 30, 2)])
+@pytest.mark.parametrize("narrow", [projections.NARROW, 0], ids=["numpy", "scikit-learn"])
+def test_components_are_those_of_a_singular_value_decomposition(monkeypatch, num, size, count, narrow):
+    monkeypatch.setattr(projections, "NARROW", narrow)
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(num, size)) * np.linspace(3, 1, size) + 5).astype(np.float32)
+    left, values, right = np.linalg.svd((vectors - vectors.mean(0)).astype(np.float64), full_matrices=False)
+    largest = np.abs(right[:count]).argmax(1)
+    expected = left[:, :count] * values[:count] * np.sign(right[np.arange(count), largest])
+    points, shares = projections._principal(vectors, count, seed=0)
+    np.testing.assert_allclose(points, expected, atol=1e-3)
+    np.testing.assert_allclose(shares, values[:count] ** 2 / (values**2).sum(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("groups", "group_size"), [(1, 1), (1, 3)])

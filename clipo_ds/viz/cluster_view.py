@@ -31,7 +31,17 @@ from clipo_ds.viz.cluster_figures import (
     trail_figure,
 )
 from clipo_ds.viz.frames import RIGHT_BUT_WRONG, Rollouts, as_run, newer, open_rollouts
-from clipo_ds.viz.interact import Plot, follow_steps, grow_slider, in_background, in_words, notes, plotly_script, said
+from clipo_ds.viz.interact import (
+    AtRest,
+    Plot,
+    follow_steps,
+    grow_slider,
+    in_background,
+    in_words,
+    notes,
+    plotly_script,
+    said,
+)
 from clipo_ds.viz.projections import CENTRES, METHODS, Projection, project, turned_like
 from clipo_ds.viz.reading import (
     neighbours,
@@ -47,6 +57,7 @@ from clipo_ds.viz.theme import boxed
 ALL_STEPS = "all"
 MAX_LISTED = 60  # rollouts of a lasso that are listed
 MAX_PROMPT_CHOICES = 400
+NUMBERS_AFTER_S = 0.4  # without a further move of the slider, until the numbers of its step are computed
 NUM_NEIGHBOURS = 6
 HINT = "Click a point to read its reasoning; draw a lasso (toolbar) to list rollouts."
 
@@ -108,6 +119,8 @@ class ClusterExplorer(widgets.VBox):
         self.panel = widgets.HTML(boxed(f'<span class="quiet">{HINT}</span>'))
         self.numbers: Plot | None = None
         self._showing = threading.Lock()
+        # A browser that draws without a graphics card wants the cores for it.
+        self._show_numbers_soon = AtRest(self._show_numbers, NUMBERS_AFTER_S)
         self._listen()
         self._play.observe(self._on_play, "value")
         for control in (self._step, self._colour, self._shape, self._prompt):
@@ -188,7 +201,7 @@ class ClusterExplorer(widgets.VBox):
     def _on_look(self, change: dict) -> None:
         self.redraw()
         if change["owner"] is self._step:
-            self._show_numbers()
+            self._show_numbers_soon()
 
     def _on_play(self, change: dict) -> None:
         self._step.value = self.table.steps[change["new"]]

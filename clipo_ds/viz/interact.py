@@ -43,6 +43,22 @@ STATE_COLOURS = {
 P = ParamSpec("P")
 
 
+class AtRest:
+    """Calls an action once nobody has asked for it for `after_s` seconds; at once where no event loop runs."""
+
+    def __init__(self, action: Callable[[], None], after_s: float) -> None:
+        self._action, self._after_s = action, after_s
+        self._waiting: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        try:
+            self._waiting = asyncio.get_running_loop().call_later(self._after_s, self._action)
+        except RuntimeError:
+            self._action()
+
+
 class _ImportedLater(ModuleType):
     """Stands for a module in one place, and imports it when it is asked for something there."""
 
@@ -92,7 +108,7 @@ class Plot(_figure_widget()):
         super().__init__(figure)
         self._config = {**self._config, **CONFIG}
         self._given = figure.layout.to_plotly_json()
-        self._settling: asyncio.TimerHandle | None = None
+        self._settle = AtRest(self.refresh_stored_state, SETTLE_S)
 
     async def drawn(self) -> None:
         """Wait until a browser has drawn the figure, for MAX_DRAWING_S at most."""
@@ -132,15 +148,6 @@ class Plot(_figure_widget()):
             self.add_traces(figure.data)
         self._settle()
         return not same
-
-    def _settle(self) -> None:
-        """Refresh the stored state once changes have come to rest; at once where no event loop runs."""
-        if self._settling is not None:
-            self._settling.cancel()
-        try:
-            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self.refresh_stored_state)
-        except RuntimeError:
-            self.refresh_stored_state()
 
     def refresh_stored_state(self) -> None:
         """Store data and layout as they stand; the browser keeps them and draws nothing."""

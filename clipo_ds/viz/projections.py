@@ -6,8 +6,8 @@ size. They start from the first 50 principal components, as is usual, and are ke
 
 More rollouts than `max_points` are drawn down to whole groups, evenly over the steps and of the same prompts wherever
 they come again; the note that goes into the title says how many. Libraries that are not there cost the method that
-needs them, and nothing else. Imports numpy; the others, scikit-learn among them, when points have to be laid out: what
-is kept beside the run is shown without, which halves the imports.
+needs them, and nothing else. Imports numpy; the others, scikit-learn among them, where a method needs them: importing
+that takes longer than the rest of an opening.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ MAX_POINTS = {"PCA": 20_000, "PaCMAP": 5_000, "UMAP": 5_000, "t-SNE": 5_000}
 
 KEPT_COMPONENTS = 50
 NUM_NEIGHBOURS = 15
-LAYOUT = 1  # raised when the same settings give other points, so that older files are not taken for them
+NARROW = 1024
+"""Dimensions up to which PCA decomposes the whole covariance: exact, and a fifth of a second."""
+LAYOUT = 2  # raised when the same settings give other points, so that older files are not taken for them
 SMALLEST = 4  # rollouts from which a non-linear method makes sense of neighbours
 
 
@@ -146,18 +148,14 @@ def _centred(vectors: np.ndarray, groups: np.ndarray, centre: str) -> np.ndarray
 
 def _lay_out(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[float, ...]]:
     """Points Float32[M, 2] and, for PCA, the shares of variance."""
-    from sklearn.decomposition import PCA
-
     num, size = vectors.shape
-    pca = PCA(min(num, size, 2 if method == "PCA" else KEPT_COMPONENTS), random_state=seed)
-    variance = float(vectors.var(0).sum())
-    if variance == 0.0:
+    if float(vectors.var(0).sum()) == 0.0:
         return np.zeros((num, 2), np.float32), ()  # all the same: nothing tells one direction from another
-    reduced = pca.fit_transform(vectors).astype(np.float32)
+    reduced, explained = _principal(vectors, min(num, size, 2 if method == "PCA" else KEPT_COMPONENTS), seed)
     if method == "PCA" or num < SMALLEST or reduced.shape[1] < 2:
         points = np.zeros((num, 2), np.float32)
         points[:, : min(2, reduced.shape[1])] = reduced[:, :2]
-        shares = tuple(float(share) for share in pca.explained_variance_ratio_[:2])
+        shares = tuple(float(share) for share in explained[:2])
         return points, (*shares, *[0.0] * (2 - len(shares))) if method == "PCA" else ()
     # Equal texts have equal embeddings: one of each is laid out, or the neighbours of a point would be its copies.
     _, first, which = np.unique(vectors, axis=0, return_index=True, return_inverse=True)
@@ -166,6 +164,22 @@ def _lay_out(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, t
         return np.ascontiguousarray(reduced[:, :2]), ()
     points = NONLINEAR[method](distinct, min(NUM_NEIGHBOURS, len(distinct) - 1), seed)
     return np.ascontiguousarray(points[which.reshape(-1)], np.float32), ()
+
+
+def _principal(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first principal components of Float32[M, D], Float32[M, count], and their shares of the variance."""
+    if vectors.shape[1] > NARROW:
+        from sklearn.decomposition import PCA
+
+        pca = PCA(count, random_state=seed)
+        return pca.fit_transform(vectors).astype(np.float32), pca.explained_variance_ratio_
+    centred = vectors - vectors.mean(0)
+    scatter = centred.T @ centred
+    variances, axes = np.linalg.eigh(scatter)  # ascending
+    variances, axes = variances[::-1][:count].clip(min=0.0), axes[:, ::-1][:, :count]
+    # An axis may point either way: as in scikit-learn, its largest entry is positive.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(count)])
+    return centred @ axes, variances / np.trace(scatter)
 
 
 def _pacmap(vectors: np.ndarray, num_neighbours: int, seed: int) -> np.ndarray:
