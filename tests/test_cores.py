@@ -51,9 +51,11 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-def test_the_threads_of_gloo_take_no_cores_from_the_main_thread():
+def test_the_threads_of_gloo_take_no_cores_from_the_main_thread_and_ranks_share_them():
     assert gathering(as_a_rank=False, port=free_port())[1] >= 3  # what a plain process group does
     assert gathering(as_a_rank=True) == [4, 0]
+    launched = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    assert gathering(as_a_rank=True, MASTER_PORT=str(free_port()), **launched) == [2, 0]
 
 
 @pytest.mark.parametrize(("num_processes", "share"), [(1, 4), (2, 2), (3, 1), (8, 1)])
