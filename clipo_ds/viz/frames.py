@@ -7,6 +7,7 @@ being written can be read at any moment; a newest file that is not whole yet is 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
 from clipo_ds.records import Run, embeddings, open_run
@@ -141,18 +143,21 @@ def open_rollouts(run: Run | str | Path | None = None, steps: Sequence[int] | No
     run = as_run(run)
     known = run.rollout_steps()
     chosen = known if steps is None else list(steps)
-    frames, notes = [], []
+    tables: dict[int, pa.Table] = {}
+    notes = []
     for step in chosen:
         try:
-            frames.append(_read_step(run, step))
+            tables[step] = _read_step(run, step)
         except InputError as error:
             if not known or step != known[-1]:
                 raise
             notes.append(f"Step {step} is left out: its file is not whole yet ({_first_line(error)}).")
-    if not frames:
+    if not tables:
         why = notes[0] if notes else "no step has been recorded yet"
         raise InputError(f"`run` must have rollouts, got '{run.path}': {why}")
-    frame = pd.concat(frames, ignore_index=True)
+    # Steps of equal columns together: a data frame of each would take as long as the reading, or longer.
+    alike = [list(steps) for _, steps in itertools.groupby(tables, lambda step: tables[step].schema)]
+    frame = pd.concat([_frame(run, {step: tables[step] for step in steps}) for steps in alike], ignore_index=True)
     _derive(frame)
     if not is_numeric_dtype(frame["prompt"]):  # texts: this run does not number its prompts
         frame["prompt"] = pd.factorize(frame["prompt"])[0]
@@ -265,22 +270,27 @@ def cells(correct: pd.Series, process: pd.Series) -> pd.Categorical:
     return pd.Categorical.from_codes(code, categories=list(CELLS))
 
 
-def _read_step(run: Run, step: int) -> pd.DataFrame:
-    """The light columns of one step as they were recorded, rewards as they were weighted."""
+def _read_step(run: Run, step: int) -> pa.Table:
+    """The light columns of one step as they were recorded."""
     there = run.rollout_columns(step)
     more = [name for name in MORE_NUMBERS if name in there]
-    weights = {f"{RECORDED_PART}{name}": weight for name, weight in _reward_weights(run).items()}
-    recorded = [name for name in there if name in weights]
-    columns = [*NUMBERS, *more, *recorded] if "prompt_uid" in more else [*NUMBERS, *more, *recorded, "prompt"]
-    frame = run.rollouts(step, columns).to_pandas()
-    for name in recorded:
+    recorded = [name for name in there if name in _part_weights(run)]
+    return run.rollouts(step, [*NUMBERS, *more, *recorded, *([] if "prompt_uid" in more else ["prompt"])])
+
+
+def _frame(run: Run, tables: dict[int, pa.Table]) -> pd.DataFrame:
+    """Steps of equal columns one after the other, rewards as they were weighted."""
+    frame = pa.concat_tables(tables.values()).to_pandas()
+    weights = _part_weights(run)
+    for name in [name for name in frame.columns if name in weights]:
         frame[PART + name.removeprefix(RECORDED_PART)] = (frame.pop(name) * weights[name]).astype(np.float32)
-    if "dropped" not in more:
+    if "dropped" not in frame:
         frame["dropped"] = False
-    if "outcome_reward" not in more:
+    if "outcome_reward" not in frame:
         frame["outcome_reward"] = frame["reward"] - frame["contrastive_reward"].astype(np.float32).fillna(0.0)
-    frame.insert(0, "step", np.int32(step))
-    frame.insert(1, "place", np.arange(len(frame), dtype=np.int32))
+    sizes = [len(table) for table in tables.values()]
+    frame.insert(0, "step", np.repeat(np.array(list(tables), np.int32), sizes))
+    frame.insert(1, "place", np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]))
     return frame.rename(columns={"prompt_uid": "prompt"})
 
 
@@ -296,12 +306,13 @@ def _derive(frame: pd.DataFrame) -> None:
     frame["other_reward"] = np.where(added_up, np.float32(0), frame["reward"] - known)
 
 
-def _reward_weights(run: Run) -> dict[str, float]:
-    """Weights of the overlong penalty and, by path and by name, of the run's reward functions; in records those whose
-    name is taken go by their path."""
+def _part_weights(run: Run) -> dict[str, float]:
+    """Weights of the overlong penalty and, by path and by name, of the run's reward functions, under the names of their
+    columns; in records those whose name is taken go by their path."""
     functions = run.config.get("reward", {}).get("functions", [])
     paths = {function["function"]: function["weight"] for function in functions}
-    return {path.rpartition(":")[2]: weight for path, weight in paths.items()} | paths | {OVERLONG: 1.0}
+    weights = {path.rpartition(":")[2]: weight for path, weight in paths.items()} | paths | {OVERLONG: 1.0}
+    return {f"{RECORDED_PART}{name}": weight for name, weight in weights.items()}
 
 
 def _numbered(table: Rollouts) -> bool:
