@@ -17,7 +17,7 @@ import torch
 
 
 def share_cores(num_processes: int) -> None:
-    """Take this process's share of a machine for the calling thread; `OMP_NUM_THREADS` goes before it.
+    """Take this process's share of a machine for the calling thread, once; `OMP_NUM_THREADS` goes before it.
 
     Args:
         num_processes: How many processes compute on this machine and see the same cores, at least 1.
@@ -28,6 +28,7 @@ def share_cores(num_processes: int) -> None:
 
 def use_cores(count: int) -> None:
     """Compute with `count` threads in the calling thread, and with one in every thread that has not computed yet."""
+    torch.get_num_threads()  # or this thread would take what is set last, when it computes for the first time
     torch.set_num_threads(count)
     # It holds for the thread that sets it, and for all that compute for the first time afterwards.
     setter = threading.Thread(target=torch.set_num_threads, args=(1,))
@@ -37,7 +38,7 @@ def use_cores(count: int) -> None:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """One thread for a while, so that sums do not depend on the number of cores."""
+    """One thread for a while, so that sums do not depend on the number of cores; other threads as `use_cores`."""
     before = torch.get_num_threads()
     use_cores(1)
     try:

@@ -77,7 +77,7 @@ def measure(browser: Browser, server: Server, run: Path, points: int, moves: int
         browser.press_slider(VIEW, "ArrowLeft")
         browser.page.wait_for_function("count => window.__redraws.length === count", arg=move + 1)
         browser.page.wait_for_timeout(2_000 * NUMBERS_AFTER_S)
-        browser.wait_until_ready()  # the numbers of this step are there too
+        browser.wait_until_ready()  # time enough, as a rule, for the numbers of this step
     redraws = [milliseconds / 1000 for milliseconds in browser.page.evaluate("() => window.__redraws")]
     figures |= {"redraw_median_s": statistics.median(redraws), "redraw_worst_s": max(redraws)}
     peak = browser.wait_for_text(".jp-OutputArea-output pre", "peak").inner_text()

@@ -71,6 +71,12 @@ def test_what_the_user_or_the_launcher_has_set_is_kept(four_threads, monkeypatch
     assert torch.get_num_threads() == 4
 
 
+def test_a_thread_that_has_not_computed_yet_gets_what_it_asks_for():
+    code = "import torch; from clipo_ds.cores import use_cores; use_cores(2); print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["2"]
+
+
 def test_one_core_for_a_while(four_threads):
     use_cores(3)
     with one_core():

@@ -70,6 +70,18 @@ def test_prompts_are_told_by_their_texts_where_they_have_no_number(tmp_path):
     assert table.frame["outcome_reward"].unique().tolist() == [1.0, 0.0]  # the reward without its contrastive part
 
 
+def test_steps_with_other_columns_stand_in_their_place(tmp_path):
+    path = write_run(tmp_path / "a")
+    before = open_rollouts(path).frame
+    file = path / "rollouts" / "step_000002.parquet"
+    table = pq.read_table(file)
+    other = table.append_column("dropped", pa.array([True] * len(table))).select([*table.column_names[::-1], "dropped"])
+    pq.write_table(other, file)
+    frame = open_rollouts(path).frame
+    assert frame["dropped"].tolist() == (frame["step"] == 2).tolist()
+    pd.testing.assert_frame_equal(frame[before.columns].drop(columns="dropped"), before.drop(columns="dropped"))
+
+
 def test_a_torn_newest_step_is_left_out_with_a_sentence(tmp_path):
     run = write_run(tmp_path / "a")
     tear_newest(run)

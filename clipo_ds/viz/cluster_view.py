@@ -241,6 +241,7 @@ class ClusterExplorer(widgets.VBox):
         """Stop following; the run itself goes on."""
         if self._task is not None:
             self._task.cancel()
+            self._show_numbers_soon.cancel()
         super().close()
 
     def _on_click(self, _trace: Any, points: Any, _: Any) -> None:

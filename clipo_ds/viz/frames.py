@@ -274,7 +274,8 @@ def _read_step(run: Run, step: int) -> pa.Table:
     """The light columns of one step as they were recorded."""
     there = run.rollout_columns(step)
     more = [name for name in MORE_NUMBERS if name in there]
-    recorded = [name for name in there if name in _part_weights(run)]
+    weights = _part_weights(run)
+    recorded = [name for name in there if name in weights]
     return run.rollouts(step, [*NUMBERS, *more, *recorded, *([] if "prompt_uid" in more else ["prompt"])])
 
 

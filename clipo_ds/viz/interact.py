@@ -51,12 +51,16 @@ class AtRest:
         self._waiting: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self.cancel()
         try:
             self._waiting = asyncio.get_running_loop().call_later(self._after_s, self._action)
         except RuntimeError:
             self._action()
+
+    def cancel(self) -> None:
+        """Forget that it was asked for."""
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 class _ImportedLater(ModuleType):

@@ -35,7 +35,7 @@ MAX_POINTS = {"PCA": 20_000, "PaCMAP": 5_000, "UMAP": 5_000, "t-SNE": 5_000}
 KEPT_COMPONENTS = 50
 NUM_NEIGHBOURS = 15
 NARROW = 1024
-"""Dimensions up to which PCA decomposes the whole covariance: exact, and a fifth of a second."""
+"""Dimensions up to which PCA decomposes the whole covariance: exact, and no slower than importing scikit-learn."""
 LAYOUT = 2  # raised when the same settings give other points, so that older files are not taken for them
 SMALLEST = 4  # rollouts from which a non-linear method makes sense of neighbours
 
