@@ -1,8 +1,8 @@
 """A run folder as tables: light columns of every rollout at once, embeddings and texts when they are asked for.
 
-Imports records and pandas. What is read of 50,000 rollouts is a few numbers each (2 MB), then their embeddings as the
-float16 that they are stored in (51 MB at 512 dimensions); a text is read when somebody wants to see it. A run that is
-being written can be read at any moment; a newest file that is not whole yet is left out, and `notes` says so.
+Imports records, pandas and pyarrow. What is read of 50,000 rollouts is a few numbers each (2 MB), then their embeddings
+as the float16 that they are stored in (51 MB at 512 dimensions); a text is read when somebody wants to see it. A run
+that is being written can be read at any moment; a newest file that is not whole yet is left out, and `notes` says so.
 """
 
 from __future__ import annotations
