@@ -270,9 +270,11 @@ class Browser:
             found = self.page.evaluate(f"([view, count]) => ({LAID_OUT})(view, count)", [view, count])
             raise AssertionError(f"the figures of {view}: {found}; the page's console: {self.errors}") from error
 
-    def wait_for_title(self, view: str, text: str | re.Pattern[str], *, timeout_s: float = TIME_LIMIT_S) -> None:
-        """Wait until the first figure of a view is drawn with a title."""
-        title = self.page.locator(f"{view} .js-plotly-plot").first.locator(".gtitle").filter(has_text=text)
+    def wait_for_title(
+        self, view: str, text: str | re.Pattern[str], *, figure: int = 0, timeout_s: float = TIME_LIMIT_S
+    ) -> None:
+        """Wait until a figure of a view, counted from 0, is drawn with a title."""
+        title = self.page.locator(f"{view} .js-plotly-plot").nth(figure).locator(".gtitle").filter(has_text=text)
         title.wait_for(timeout=1000 * timeout_s)
 
     def press_slider(self, where: str, key: str) -> None:

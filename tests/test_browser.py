@@ -134,7 +134,8 @@ def test_clusters_follow_the_slider_and_a_click_shows_exactly_that_rollout(serve
     browser.run_all()
     browser.wait_for_figures(view, 2)  # the second one because the browser has said that it drew the first
     browser.press_slider(view, "ArrowLeft")  # from "the last" step to the one before it
-    browser.wait_for_title(view, "Step 11:")
+    for plot in (0, 1):  # the points and the numbers below them
+        browser.wait_for_title(view, "Step 11:", figure=plot)
     row = browser.click_point(figure)
     browser.wait_for_text(f"{view} h4", re.compile(rf"^Rollout {row}\b"))
     browser.screenshot("02_embedding_clusters_clicked")

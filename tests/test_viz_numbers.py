@@ -93,6 +93,13 @@ def test_components_are_those_of_a_singular_value_decomposition(monkeypatch, num
     np.testing.assert_allclose(shares, values[:count] ** 2 / (values**2).sum(), atol=1e-5)
 
 
+def test_equal_embeddings_lie_in_one_place(tmp_path):
+    table = open_rollouts(write_run(tmp_path / "a", steps=1))
+    equal = np.full((len(table.frame), 7), 0.1, np.float16)
+    object.__setattr__(table, "embeddings", lambda rows: equal[rows])
+    assert not project(table, use_cache=False).points.any()
+
+
 @pytest.mark.parametrize(("groups", "group_size"), [(1, 1), (1, 3)])
 @pytest.mark.parametrize("method", ["PCA", "PaCMAP"])
 def test_a_few_points_have_places_too(tmp_path, groups, group_size, method):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from clipo_ds.viz.dynamics_figures import advantage_figure, group_advantages, si
 from clipo_ds.viz.dynamics_view import DynamicsView, GroupView
 from clipo_ds.viz.frames import RIGHT_BUT_WRONG, open_rollouts
 from clipo_ds.viz.interact import Plot
+from clipo_ds.viz.plotly_script import compiled_at_once, figure_widget, plotly_script
 from clipo_ds.viz.projections import project
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -276,6 +278,15 @@ def test_the_report_refuses_bad_arguments_in_one_line(run, tmp_path):
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def test_plotlys_script_is_sent_with_its_two_outer_functions_in_parentheses_and_nothing_else_changed():
+    script, sent = str(figure_widget()._esm), gzip.decompress(plotly_script().gzipped).decode()
+    assert sent == compiled_at_once(script)
+    assert [sent.count(letter) - script.count(letter) for letter in "()"] == [2, 2]
+    without = str.maketrans("", "", "()")
+    assert sent.translate(without) == script.translate(without)
+    assert compiled_at_once("export default 1;") == "export default 1;"
 
 
 def test_the_clusters_are_imported_without_nbformat_and_other_figures_are_shown_all_the_same():

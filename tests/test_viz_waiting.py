@@ -35,7 +35,8 @@ def test_the_explorers_numbers_wait_until_a_browser_has_drawn_the_picture(run, m
         await asyncio.wait_for(view._task, 20)
         return view
 
-    assert "figures lie outside" in asyncio.run(open_and_draw()).numbers.layout.title.text
+    view = asyncio.run(open_and_draw())
+    assert view.numbers.layout.title.text.startswith(f"Step {view.table.steps[-1]}: ")
 
 
 def test_the_explorers_numbers_come_also_where_no_browser_draws(run, monkeypatch):
@@ -60,7 +61,7 @@ def test_numbers_of_a_step_that_the_reader_has_left_meanwhile_are_not_shown(run,
 
     monkeypatch.setattr(cluster_view, "separation_of_step", compute_slowly)
     view._step.value = 2
-    of_1, of_2 = (list(separation_figure(view._scores[step]).data[-1].x) for step in (1, 2))
+    of_1, of_2 = (list(separation_figure(view._scores[step], step).data[-1].x) for step in (1, 2))
     assert list(view.numbers.data[-1].x) == of_1 != of_2
 
 
@@ -80,7 +81,7 @@ def test_numbers_are_computed_where_the_slider_rests_and_not_on_its_way(run, mon
 
     view = asyncio.run(move())
     assert list(view._scores) == [3, 1]
-    assert list(view.numbers.data[-1].x) == list(separation_figure(view._scores[1]).data[-1].x)
+    assert list(view.numbers.data[-1].x) == list(separation_figure(view._scores[1], 1).data[-1].x)
 
 
 def test_the_dynamics_follow_a_run_that_is_being_written(tmp_path):

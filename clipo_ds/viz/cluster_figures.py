@@ -226,11 +226,11 @@ def separation_course_figure(course: pd.DataFrame, step: int | None = None) -> g
     return titled(figure, _course_title(course), subtitle, height=340, margin={"t": 112})
 
 
-def separation_figure(scores: dict) -> go.Figure:
-    """The FIGURES of one step as dots beside the interval of their shuffled-label baselines."""
+def separation_figure(scores: dict, step: int | None) -> go.Figure:
+    """The FIGURES of one step, or of all of them, as dots beside the interval of their shuffled-label baselines."""
     defined = [name for name in reversed(FIGURES) if scores[name].value is not None]
     if not defined:
-        return empty_figure(next(iter(scores.values())).why)
+        return empty_figure(f"{_where(step)}: {next(iter(scores.values())).why}")
     words = [FIGURES[name] for name in defined]
     figure = go.Figure()
     for name, word in zip(defined, words, strict=True):
@@ -245,7 +245,7 @@ def separation_figure(scores: dict) -> go.Figure:
     )  # fmt: skip
     outside = sum(not scores[name].low <= scores[name].value <= scores[name].high for name in defined)
     return titled(
-        figure, f"{outside} of {len(defined)} figures lie outside the band of shuffled labels",
+        figure, f"{_where(step)}: {outside} of {len(defined)} figures lie outside the band of shuffled labels",
         "original space, not the picture's; cosine, silhouette and AUC have no unit",
         height=360, xaxis={"title": "value"}, yaxis={"automargin": True, "showgrid": False},
     )  # fmt: skip
@@ -298,14 +298,17 @@ def _hover_lines(frame: pd.DataFrame) -> np.ndarray:
     return np.array([f"step {s} · prompt #{p} · {n} tokens · reward {r:.2f}" for s, p, n, r in parts], dtype=object)
 
 
+def _where(step: int | None) -> str:
+    return "All steps" if step is None else f"Step {step}"
+
+
 def _cluster_title(frame: pd.DataFrame, step: int | None) -> str:
-    where = "All steps" if step is None else f"Step {step}"
     if frame.empty:
-        return f"{where}: none of these rollouts"
+        return f"{_where(step)}: none of these rollouts"
     right = int(frame["correct"].sum())
     wrong_process = int((frame["cell"] == RIGHT_BUT_WRONG).sum())
     of_them = f", {wrong_process:,} of them with a false step" if frame["process_consistent"].notna().any() else ""
-    return f"{where}: {right:,} right answers of {len(frame):,}{of_them}"
+    return f"{_where(step)}: {right:,} right answers of {len(frame):,}{of_them}"
 
 
 def _cluster_subtitle(projection: Projection, places: np.ndarray, colour: str, shape: str) -> str:

@@ -39,9 +39,9 @@ from clipo_ds.viz.interact import (
     in_background,
     in_words,
     notes,
-    plotly_script,
     said,
 )
+from clipo_ds.viz.plotly_script import plotly_script
 from clipo_ds.viz.projections import CENTRES, METHODS, Projection, project, turned_like
 from clipo_ds.viz.reading import (
     neighbours,
@@ -96,7 +96,7 @@ class ClusterExplorer(widgets.VBox):
 
     def _build(self, method: str) -> list[widgets.Widget]:
         steps = self.table.steps
-        self._scores: dict[str | int, dict] = {}
+        self._scores: dict[int | None, dict] = {}  # by step; None stands for all of them
         self._vectors: np.ndarray | None = None
         self._drawn_round: list[np.ndarray] = []
         self._step = widgets.SelectionSlider(
@@ -147,7 +147,8 @@ class ClusterExplorer(widgets.VBox):
     # -- what is drawn
 
     def _chosen_step(self) -> int | None:
-        return None if self._step.value == ALL_STEPS else self._step.value
+        step = self._step.value
+        return None if step == ALL_STEPS else step
 
     def _draw(self) -> Cloud:
         return cluster_figure(
@@ -171,13 +172,13 @@ class ClusterExplorer(widgets.VBox):
         await follow_steps(self.table.run, self.table.steps, self.grow, every_s)
 
     def _show_numbers(self) -> None:
-        step = self._step.value
+        step = self._chosen_step()
         if step not in self._scores:
-            self._scores[step] = separation_of_step(self.table, None if step == ALL_STEPS else step)
-        figure = separation_figure(self._scores[step])
+            self._scores[step] = separation_of_step(self.table, step)
+        figure = separation_figure(self._scores[step], step)
         # JupyterLab moves the slider in a thread of its own, while `_go_on` computes in this one.
         with self._showing:
-            if step != self._step.value:
+            if step != self._chosen_step():
                 return
             if self.numbers is None:
                 self.numbers = Plot(figure)
@@ -229,7 +230,7 @@ class ClusterExplorer(widgets.VBox):
             return
         self.table = newer(self.table.run, self.table)
         self._projection = turned_like(self._project(use_cache=False), self._projection)
-        self._scores.pop(ALL_STEPS, None)
+        self._scores.pop(None, None)
         self._prompts = self.table.prompts()
         self._prompt.options = self._prompt_choices()
         self._play.max = len(self.table.steps) - 1

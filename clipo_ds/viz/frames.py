@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,7 @@ MORE_NUMBERS = ("outcome_reward", "prompt_uid", "dropped")  # of runs that the t
 RECORDED_PART, PART = "reward/", "weighted/"  # before the names of reward functions: their values, and times weight
 OVERLONG = "overlong"  # the penalty, which stands among them
 TEXTS = ("prompt", "response", "ground_truth", "extracted")
+NUM_READERS = 2  # of files of embeddings, whose unpacking is most of the time that a picture needs
 STALE_AFTER_S = 30.0  # and ten times as long as a step takes
 
 
@@ -82,23 +84,29 @@ class Rollouts:
             InputError: The run has none, or they are of different sizes.
         """
         rows = np.arange(len(self.frame)) if rows is None else np.asarray(rows)
+        parts = self._by_step(rows)
         found: np.ndarray | None = None
-        for step, at, places in self._by_step(rows):
-            if "embedding" not in self.run.rollout_columns(step):
-                raise InputError(
-                    f"`run` must have embeddings, got '{self.run.path}', whose step {step} has none; "
-                    "train with logging.save_embeddings true to see clusters"
-                )
-            vectors = embeddings(self.run.rollouts(step, ["embedding"]))[places]
-            if found is None:
-                found = np.empty((len(rows), vectors.shape[1]), np.float16)
-            elif found.shape[1] != vectors.shape[1]:
-                raise InputError(
-                    f"`run` must have embeddings of one size, got {found.shape[1]} and, at step {step}, "
-                    f"{vectors.shape[1]} in '{self.run.path}'"
-                )
-            found[at] = vectors
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            read = readers.map(lambda part: self._embeddings_of(part[0], part[2]), parts)
+            for (step, at, _), vectors in zip(parts, read, strict=True):
+                if found is None:
+                    found = np.empty((len(rows), vectors.shape[1]), np.float16)
+                elif found.shape[1] != vectors.shape[1]:
+                    raise InputError(
+                        f"`run` must have embeddings of one size, got {found.shape[1]} and, at step {step}, "
+                        f"{vectors.shape[1]} in '{self.run.path}'"
+                    )
+                found[at] = vectors
         return np.empty((0, 0), np.float16) if found is None else found
+
+    def _embeddings_of(self, step: int, places: np.ndarray) -> np.ndarray:
+        """Some embeddings of one step, Float16[M, D]; no more than these are kept of its file."""
+        if "embedding" not in self.run.rollout_columns(step):
+            raise InputError(
+                f"`run` must have embeddings, got '{self.run.path}', whose step {step} has none; "
+                "train with logging.save_embeddings true to see clusters"
+            )
+        return embeddings(self.run.rollouts(step, ["embedding"]))[places]
 
     def texts(self, rows: Sequence[int] | np.ndarray) -> pd.DataFrame:
         """The columns TEXTS of some rows, in their order, with the rows as index."""

@@ -9,18 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gzip
 import html
-import importlib.util
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ParamSpec
 
-import anywidget
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
@@ -28,6 +23,7 @@ import traitlets
 from clipo_ds.records import Run
 from clipo_ds.types import InputError
 from clipo_ds.viz.frames import RunState, run_state
+from clipo_ds.viz.plotly_script import PlotlyScript, figure_widget, plotly_script
 from clipo_ds.viz.theme import CONFIG, boxed
 
 SETTLE_S = 0.25  # without a further change, until the state for reloads is refreshed
@@ -63,43 +59,7 @@ class AtRest:
             self._waiting.cancel()
 
 
-class _ImportedLater(ModuleType):
-    """Stands for a module in one place, and imports it when it is asked for something there."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-def _figure_widget() -> type[go.FigureWidget]:
-    """plotly's FigureWidget, imported without nbformat.
-
-    plotly imports nbformat for the sake of its version, which `Figure.show` asks for. nbformat needs jsonschema, and
-    that, where rfc3987_syntax is installed (it comes with JupyterLab), builds a grammar for more than a second. So
-    plotly gets a stand-in, and `import nbformat` elsewhere imports nbformat, before and after.
-    """
-    if "nbformat" in sys.modules or importlib.util.find_spec("nbformat") is None:
-        return go.FigureWidget
-    sys.modules["nbformat"] = _ImportedLater("nbformat")
-    try:
-        return go.FigureWidget  # this is when plotly imports it
-    finally:
-        del sys.modules["nbformat"]
-
-
-class PlotlyScript(anywidget.AnyWidget):
-    """plotly's script for the browser, which all figures of a kernel share: 5 MB of text, 1.7 MB as it is sent."""
-
-    _esm = Path(__file__).with_name("plotly_script.js")
-    gzipped = traitlets.Bytes().tag(sync=True)
-
-
-@functools.cache
-def plotly_script() -> PlotlyScript:
-    """The kernel's one script, sent where this is called first: before a view that takes long to read its run."""
-    return PlotlyScript(gzipped=gzip.compress(str(go.FigureWidget._esm).encode(), compresslevel=1))
-
-
-class Plot(_figure_widget()):
+class Plot(figure_widget()):
     """A FigureWidget that takes whole figures, sends what differs, and can be reloaded."""
 
     _esm = Path(__file__).with_name("plot.js")

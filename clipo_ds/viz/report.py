@@ -144,7 +144,7 @@ def _embedding_figures(table: Rollouts) -> dict[str, go.Figure]:
         "clusters_first": cluster_figure(table, projection, step=first).figure,
         "clusters_last": cluster_figure(table, projection, step=last).figure,
         "clusters_all": cluster_figure(table, projection).figure,
-        "separation": separation_figure(separation_of_step(table, last)),
+        "separation": separation_figure(separation_of_step(table, last), last),
         "separation_course": separation_course_figure(separation_course(table)),
         "similarity": similarity_figure(table, step, group),
     }
