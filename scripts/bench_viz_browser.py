@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,26 +39,28 @@ NUM_FIGURES = 2
 EXPLORER = "ClusterExplorer(run)"
 PEAK = "import resource\nf'peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB'"
 OPENED = "opened"
+HEAD_START_S = 1.5  # to let the browser go
+HAS_WEBGL = "() => document.createElement('canvas').getContext('webgl') !== null"
 # Begins when nobody is attached any more: runs the cells one by one up to the explorer's, and says when it is drawn.
-OPEN_SOON = """([view, least, title]) => {
+OPEN_SOON = """([view, least, title, headStart]) => {
   const run = () => window.jupyterapp.commands.execute('notebook:run-cell-and-select-next'), figures = {};
   const numPoints = plot => (plot?._fullData ?? []).reduce((sum, trace) => sum + (trace.x?.length ?? 0), 0);
   setTimeout(async () => {
     window.jupyterapp.shell.currentWidget.content.activeCellIndex = 0;
     const began = performance.now(), seconds = () => (performance.now() - began) / 1000;
-    const look = setInterval(() => {
+    const look = setInterval(() => {  // plotly draws without a pause: whoever sees its points sees them drawn
       if (numPoints(document.querySelector(`${view} .js-plotly-plot`)) < least) return;
       clearInterval(look);
       requestAnimationFrame(() => requestAnimationFrame(() => {
         figures.open_s = seconds();  // the imports included
         window.__opened = figures;
-        setInterval(() => { document.title = title; }, 500);
+        window.__saying = setInterval(() => { document.title = title; }, 500);  // JupyterLab has titles of its own
       }));
     }, 5);
     for (let cell = 0; cell < 4; cell++) await run();
     figures.imports_s = seconds();
     await run();
-  }, 1500);
+  }, 1000 * headStart);
 }"""
 # Keeps, for every key pressed on the slider, how long it took until the new step had been drawn and shown.
 WATCH = """view => {
@@ -89,18 +92,31 @@ def measure(playwright: Playwright, server: Server, run: Path, points: int, move
             cell["source"] = f"ClusterExplorer(run, max_points={points})"
     notebook["cells"].append({**notebook["cells"][1], "id": "peak", "source": PEAK})
     file.write_text(json.dumps(notebook))
+    shutil.rmtree(run / "viz", ignore_errors=True)  # the layouts that an earlier opening has kept
     with start_chromium() as address:
-        with attached(playwright, address) as browser:
+        with attached(playwright, address, server.folder) as browser:
             browser.open(server, f"{folder.name}/{file.name}")
-            browser.page.evaluate(OPEN_SOON, [VIEW, points * 9 // 10, OPENED])
-        wait_until_opened(address)
-        with attached(playwright, address) as browser:
-            figures = dict(browser.page.evaluate("() => window.__opened"))
+            if not browser.page.evaluate(HAS_WEBGL):
+                raise RuntimeError("this Chromium draws no WebGL, and so no points")
+            asked = time.monotonic()
+            browser.page.evaluate(OPEN_SOON, [VIEW, points * 9 // 10, OPENED, HEAD_START_S])
+            browser.assert_clean()
+        if time.monotonic() - asked > HEAD_START_S:
+            raise RuntimeError("the browser was not let go in time, and the figures would be wrong: run it again")
+        try:
+            wait_until_opened(address)
+        except TimeoutError:
+            with attached(playwright, address, server.folder) as browser:
+                browser.assert_clean()  # says which cell failed, if one did
+            raise
+        with attached(playwright, address, server.folder) as browser:
+            browser.assert_clean()
+            figures = dict(browser.page.evaluate("() => { clearInterval(window.__saying); return window.__opened; }"))
             browser.run_all()
             browser.wait_for_figures(VIEW, NUM_FIGURES)
             browser.page.evaluate(WATCH, VIEW)
             steps = open_run(run).rollout_steps()
-            for move, step in zip(range(moves), reversed(steps[:-1]), strict=False):
+            for move, step in zip(range(moves), steps[-2::-1], strict=False):
                 browser.press_slider(VIEW, "ArrowLeft")
                 browser.page.wait_for_function("count => window.__redraws.length === count", arg=move + 1)
                 browser.wait_for_title(VIEW, f"Step {step}:", figure=1)  # the numbers, which come last
@@ -120,24 +136,26 @@ def start_chromium() -> Iterator[str]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             find_chromium() or "chromium", "--headless=new", "--no-sandbox", "--window-size=1400,1700",
-            "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
-            "--remote-debugging-port=0", "about:blank",
+            "--no-first-run", "--disable-background-networking", "--enable-unsafe-swiftshader",
+            f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank",
         ]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 said = Path(profile) / "DevToolsActivePort"  # two lines: the port, and a path
-                wait_for(lambda: said.is_file() and "\n" in said.read_text())
+                wait_for(lambda: process.poll() is not None or (said.is_file() and "\n" in said.read_text()))
+                if process.poll() is not None:
+                    raise RuntimeError(f"{command[0]} ended at once, with exit code {process.returncode}")
                 yield f"http://127.0.0.1:{said.read_text().split()[0]}"
             finally:
                 process.terminate()
 
 
 @contextlib.contextmanager
-def attached(playwright: Playwright, address: str) -> Iterator[Browser]:
+def attached(playwright: Playwright, address: str, folder: Path) -> Iterator[Browser]:
     """The one page of a Chromium, to be driven; at the end it is let go, and lives on."""
     chromium = playwright.chromium.connect_over_cdp(address)
     try:
-        yield Browser(chromium.contexts[0].pages[0], Path("screenshots"))
+        yield Browser(chromium.contexts[0].pages[0], folder)
     finally:
         chromium.close()
 
@@ -179,6 +197,8 @@ def main() -> None:
     parser.add_argument("--moves", type=int, default=20, help="of the slider (default: 20)")
     parser.add_argument("--folder", help="where to keep the run")
     arguments = parser.parse_args()
+    if not 1 <= arguments.moves < arguments.steps:
+        parser.error(f"--moves must be from 1 to {arguments.steps - 1} (one less than --steps), got {arguments.moves}")
     figures = {}
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         path = Path(arguments.folder or temporary).absolute() / f"bench_{arguments.steps}"

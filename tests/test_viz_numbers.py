@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, silhouette_samples
+from threadpoolctl import threadpool_info, threadpool_limits
 from written_run import write_responses, write_run
 
 from clipo_ds.types import InputError
@@ -93,11 +97,53 @@ def test_components_are_those_of_a_singular_value_decomposition(monkeypatch, num
     np.testing.assert_allclose(shares, values[:count] ** 2 / (values**2).sum(), atol=1e-5)
 
 
-def test_equal_embeddings_lie_in_one_place(tmp_path):
-    table = open_rollouts(write_run(tmp_path / "a", steps=1))
-    equal = np.full((len(table.frame), 7), 0.1, np.float16)
-    object.__setattr__(table, "embeddings", lambda rows: equal[rows])
-    assert not project(table, use_cache=False).points.any()
+@pytest.mark.parametrize("work", ["components", "probes", "silhouettes"])
+def test_linear_algebra_takes_one_thread_and_leaves_the_rest_as_it_was(monkeypatch, work):
+    owner, name = {
+        "components": (np.linalg, "eigh"),
+        "probes": (Ridge, "fit"),
+        "silhouettes": (separation_module, "silhouettes"),
+    }[work]
+    compute, seen = getattr(owner, name), set()
+
+    def watched(*arguments, **named):
+        seen.update(threads_of_linear_algebra())
+        return compute(*arguments, **named)
+
+    def threads_of_linear_algebra() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    monkeypatch.setattr(owner, name, watched)
+    vectors = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    labels, groups = np.arange(80) % 2 == 0, np.arange(80) // 8
+    with threadpool_limits(2, "blas"):
+        if work == "components":
+            projections._principal(vectors, 2, seed=0)
+        else:
+            separation(vectors, labels, np.full(80, -1), groups)
+        assert set(threads_of_linear_algebra()) == {2}
+    assert seen == {1}
+
+
+def test_equal_embeddings_lie_in_one_place():
+    equal = np.full((7, 5), 0.1, np.float32)
+    assert (equal - equal.mean(0)).any()  # their mean is not quite what they are
+    points, shares = projections._lay_out(equal, "PCA", seed=0)
+    assert not points.any()
+    assert shares == ()
+
+
+def test_an_embedding_that_is_not_finite_is_left_out(tmp_path):
+    path = write_run(tmp_path / "a", steps=1)
+    whole = project(open_rollouts(path)).rows
+    file = path / "rollouts" / "step_000001.parquet"
+    rollouts = pq.read_table(file)
+    place = rollouts.column_names.index("embedding")
+    column = rollouts.schema.field(place)
+    vectors = np.stack(rollouts["embedding"].to_numpy())
+    vectors[0, 0], vectors[2, :2] = np.nan, (np.inf, -np.inf)
+    pq.write_table(rollouts.set_column(place, column, pa.array(list(vectors), column.type)), file)
+    assert project(open_rollouts(path)).rows.tolist() == [row for row in whole if row not in (0, 2)]
 
 
 @pytest.mark.parametrize(("groups", "group_size"), [(1, 1), (1, 3)])
@@ -272,6 +318,12 @@ def test_other_settings_make_another_arm_and_name_it(tmp_path):
     ]
     with pytest.raises(InputError, match="one run of each arm and seed"):
         open_arms([low, write_run(tmp_path / "again", steps=1)])
+
+
+def test_arms_without_the_term_come_first_and_else_in_the_order_of_their_runs(tmp_path):
+    configs = {"clipo": {}, "gspo": {"contrastive": None, "objective": {"name": "gspo"}}, "grpo": {"contrastive": None}}
+    runs = [write_run(tmp_path / name, steps=1, config=config) for name, config in configs.items()]
+    assert [arm.name for arm in open_arms(runs)] == ["gspo", "grpo", "grpo+clipo"]
 
 
 def test_differences_are_paired_by_seed(arms):

@@ -286,7 +286,14 @@ def test_plotlys_script_is_sent_with_its_two_outer_functions_in_parentheses_and_
     assert [sent.count(letter) - script.count(letter) for letter in "()"] == [2, 2]
     without = str.maketrans("", "", "()")
     assert sent.translate(without) == script.translate(without)
-    assert compiled_at_once("export default 1;") == "export default 1;"
+
+
+def test_a_script_of_another_form_is_sent_as_it_is():
+    begin, end = '=f((D,h)=>{(function(Q,n){h=n()})(D,()=>{"use strict";', "return window.Plotly=Q,Q})});"
+    parenthesised = '=f(((D,h)=>{(function(Q,n){h=n()})(D,(()=>{"use strict";' + "return window.Plotly=Q,Q}))}));"
+    assert compiled_at_once(begin + end) == parenthesised
+    for other in ("export default 1;", begin, end, end + begin, begin + end + end, begin + begin + end):
+        assert compiled_at_once(other) == other
 
 
 def test_the_clusters_are_imported_without_nbformat_and_other_figures_are_shown_all_the_same():

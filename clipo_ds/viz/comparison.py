@@ -33,7 +33,7 @@ class Arm:
 
 
 def open_arms(runs: Sequence[Run | str | Path] | str | Path | None = None) -> list[Arm]:
-    """Runs by arm, the baselines (without the contrastive term) first.
+    """Runs by arm, the baselines (without the contrastive term) first, and else in the order in which they were begun.
 
     Args:
         runs: Run folders, or one folder that holds run folders; None takes what CLIPO_DS_RUNS names (paths with the
@@ -62,7 +62,7 @@ def open_arms(runs: Sequence[Run | str | Path] | str | Path | None = None) -> li
                 f"both {name} with seed {seed}"
             )
         seeds[seed] = run
-    order = sorted(arms, key=lambda name: ("+" in name, name))
+    order = sorted(arms, key=lambda name: "+" in name)
     return [Arm(name, dict(sorted(arms[name].items()))) for name in order]
 
 

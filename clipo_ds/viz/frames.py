@@ -86,7 +86,8 @@ class Rollouts:
         rows = np.arange(len(self.frame)) if rows is None else np.asarray(rows)
         parts = self._by_step(rows)
         found: np.ndarray | None = None
-        with ThreadPoolExecutor(NUM_READERS) as readers:
+        readers = ThreadPoolExecutor(NUM_READERS)
+        try:
             read = readers.map(lambda part: self._embeddings_of(part[0], part[2]), parts)
             for (step, at, _), vectors in zip(parts, read, strict=True):
                 if found is None:
@@ -97,6 +98,8 @@ class Rollouts:
                         f"{vectors.shape[1]} in '{self.run.path}'"
                     )
                 found[at] = vectors
+        finally:
+            readers.shutdown(cancel_futures=True)  # after an error, the other files stay closed
         return np.empty((0, 0), np.float16) if found is None else found
 
     def _embeddings_of(self, step: int, places: np.ndarray) -> np.ndarray:

@@ -21,10 +21,10 @@ import traitlets
 
 # The function that holds plotly.js, in the two that wrap it: where each begins, and where both end.
 OPENING = re.compile(
-    r"""(?P<outer>\(\w+,\w+\)=>\{\(function\((?P<root>\w+),(?P<factory>\w+)\)\{[^{}]*?(?P=factory)\(\)\}\)"""
+    r"""(?P<outer>\([\w$]+,[\w$]+\)=>\{\(function\([\w$]+,(?P<factory>[\w$]+)\)\{[^{}]*?(?P=factory)\(\)\}\)"""
     r"""\([^{}]*?,)(?P<inner>\(\)=>\{"use strict";)"""
 )
-ENDING = re.compile(r"(?P<inner>return window\.Plotly=\w+,\w+\})(?P<outer>\)\})(?=\))")
+ENDING = re.compile(r"(?P<inner>return window\.Plotly=[\w$]+,[\w$]+\})(?P<outer>\)\})(?=\))")
 
 
 class _ImportedLater(ModuleType):
@@ -72,8 +72,9 @@ def compiled_at_once(script: str) -> str:
     the function as it comes to it (https://v8.dev/blog/preparser#pife), which takes half a second less. A script of
     another form is left as it is.
     """
-    opening, ending = OPENING.search(script), ENDING.search(script)
-    if opening is None or ending is None:
+    openings, endings = list(OPENING.finditer(script)), list(ENDING.finditer(script))
+    if (len(openings), len(endings)) != (1, 1) or openings[0].end() > endings[0].start():
         return script
+    opening, ending = openings[0], endings[0]
     before, between, after = script[: opening.start()], script[opening.end() : ending.start()], script[ending.end() :]
     return f"{before}({opening['outer']}({opening['inner']}{between}{ending['inner']}){ending['outer']}){after}"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from clipo_ds.types import InputError
 from clipo_ds.viz.frames import Rollouts
@@ -82,7 +83,8 @@ def project(
     limit = MAX_POINTS[method] if max_points is None else max_points
     rows = subsample(table, limit, seed)
     vectors = table.embeddings(rows)
-    whole = np.isfinite(vectors.sum(1, dtype=np.float32))  # asked of every entry, it would take 10 MB to say so
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        whole = np.isfinite(vectors.sum(1, dtype=np.float32))  # asked of every entry, it would take 10 MB to say so
     if not whole.all():  # a copy of all of them takes as long as laying them out
         rows, vectors = rows[whole], vectors[whole]
     if len(rows) == 0:
@@ -177,13 +179,25 @@ def _principal(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, 
         from sklearn.decomposition import PCA
 
         pca = PCA(count, random_state=seed)
-        return pca.fit_transform(vectors).astype(np.float32), pca.explained_variance_ratio_
-    scatter = vectors.T @ vectors
-    variances, axes = np.linalg.eigh(scatter)  # ascending
-    variances, axes = variances[::-1][:count].clip(min=0.0), axes[:, ::-1][:, :count]
-    # An axis may point either way: as in scikit-learn, its largest entry is positive.
-    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(count)])
-    return vectors @ axes, variances / np.trace(scatter)
+        with one_thread():
+            return pca.fit_transform(vectors).astype(np.float32), pca.explained_variance_ratio_
+    with one_thread():
+        scatter = vectors.T @ vectors
+        variances, axes = np.linalg.eigh(scatter)  # ascending
+        variances, axes = variances[::-1][:count].clip(min=0.0), axes[:, ::-1][:, :count]
+        # An axis may point either way: as in scikit-learn, its largest entry is positive.
+        axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(count)])
+        return vectors @ axes, variances / np.trace(scatter)
+
+
+def one_thread() -> threadpool_limits:
+    """While it is entered, linear algebra takes one thread, in every library that is loaded by then.
+
+    Two are hardly faster for matrices of these sizes. Where something else wants the cores, the browser that draws or
+    the run that trains, OpenBLAS's threads wait for each other wide awake: 50,000 rollouts then take 4 s to lay out
+    instead of 0.2, and a training beside them steps ten times as slowly.
+    """
+    return threadpool_limits(1, "blas")
 
 
 def _pacmap(vectors: np.ndarray, num_neighbours: int, seed: int) -> np.ndarray:

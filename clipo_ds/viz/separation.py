@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from clipo_ds.viz.frames import Rollouts
-from clipo_ds.viz.projections import subsample
+from clipo_ds.viz.projections import one_thread, subsample
 
 FIGURES = {
     "silhouette_global": "silhouette of right against wrong answers, all rollouts",
@@ -80,8 +80,9 @@ def separation(
         why = f"there are only {'right' if len(correct) and correct.all() else 'wrong'} answers"
         scores = {name: Score(None, why="there are no rollouts" if len(correct) == 0 else why) for name in FIGURES}
     else:
-        scores["silhouette_global"] = _score(silhouettes(1 - unit @ unit.T, labels).mean(1))
-        scores |= _within_groups(unit, labels, group)
+        with one_thread():
+            scores["silhouette_global"] = _score(silhouettes(1 - unit @ unit.T, labels).mean(1))
+            scores |= _within_groups(unit, labels, group)
         scores["probe_correct"] = probe_auc(unit, labels, group)
     known = np.asarray(process) >= 0
     for name, chosen in (("probe_process", known), ("probe_process_among_correct", known & correct)):
@@ -142,17 +143,18 @@ def probe_auc(vectors: np.ndarray, labels: np.ndarray, group: np.ndarray) -> Sco
     if num_folds < 2:
         return Score(None, why="a probe needs rollouts of two prompts at least")
     wins, pairs = np.zeros(len(labels)), np.zeros(len(labels))
-    for train, test in GroupKFold(num_folds).split(vectors, groups=group):
-        signs = np.where(labels[:, train].T, 1.0, -1.0).astype(np.float32)
-        centre = vectors[train].mean(0)
-        scale = max(float(np.sqrt(((vectors[train] - centre) ** 2).sum(1).mean())), 1e-9)
-        probe = Ridge(alpha=1.0).fit((vectors[train] - centre) / scale, signs)
-        said = probe.predict((vectors[test] - centre) / scale).reshape(len(test), -1).T  # (1 + S, test)
-        right = labels[:, test]
-        num_right = right.sum(1)
-        ranks = rankdata(said, axis=1)
-        wins += (ranks * right).sum(1) - num_right * (num_right + 1) / 2
-        pairs += num_right * (len(test) - num_right)
+    with one_thread():
+        for train, test in GroupKFold(num_folds).split(vectors, groups=group):
+            signs = np.where(labels[:, train].T, 1.0, -1.0).astype(np.float32)
+            centre = vectors[train].mean(0)
+            scale = max(float(np.sqrt(((vectors[train] - centre) ** 2).sum(1).mean())), 1e-9)
+            probe = Ridge(alpha=1.0).fit((vectors[train] - centre) / scale, signs)
+            said = probe.predict((vectors[test] - centre) / scale).reshape(len(test), -1).T  # (1 + S, test)
+            right = labels[:, test]
+            num_right = right.sum(1)
+            ranks = rankdata(said, axis=1)
+            wins += (ranks * right).sum(1) - num_right * (num_right + 1) / 2
+            pairs += num_right * (len(test) - num_right)
     if pairs[0] == 0:
         return Score(None, why="no two rollouts of different classes are in one fold")
     return _score(wins[pairs > 0] / pairs[pairs > 0])
