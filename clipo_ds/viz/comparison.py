@@ -33,11 +33,11 @@ class Arm:
 
 
 def open_arms(runs: Sequence[Run | str | Path] | str | Path | None = None) -> list[Arm]:
-    """Runs by arm, the baselines (without the contrastive term) first, and else in the order in which they were begun.
+    """Runs by arm, the baselines (without the contrastive term) first, and else in the order of the runs.
 
     Args:
-        runs: Run folders, or one folder that holds run folders; None takes what CLIPO_DS_RUNS names (paths with the
-            system's path separator between them), or else ../runs.
+        runs: Run folders, or one folder that holds run folders, the oldest first; None takes what CLIPO_DS_RUNS names
+            (paths with the system's path separator between them), or else ../runs.
 
     Raises:
         InputError: There are none, or two of the same arm and seed.
