@@ -15,7 +15,7 @@ import pytest
 from launching import ROOT, SMALL
 
 from clipo_ds.records import open_run
-from clipo_ds.viz.launch import LaunchedRun, RunStatus, attach, launch
+from clipo_ds.viz.launch import LaunchedRun, RunStatus, attach, launch, run_environment
 
 SETTINGS = dict(flag.removeprefix("--").split("=", 1) for flag in SMALL if not flag.startswith("--recipe"))
 
@@ -111,3 +111,11 @@ def test_only_launched_runs_can_be_attached(tmp_path):
 def test_missing_deepspeed_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"`ds_config` must be at .*zero9\.json"):
         launch("demo", run_dir=tmp_path / "run", ds_config="zero9")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_of_a_notebooks_run_sleep_while_they_wait_unless_told_otherwise(monkeypatch, given, expected):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert run_environment("cpu")["OMP_WAIT_POLICY"] == expected
