@@ -194,8 +194,8 @@ def one_thread() -> threadpool_limits:
     """While it is entered, linear algebra takes one thread, in every library that is loaded by then.
 
     Two are hardly faster for matrices of these sizes. Where something else wants the cores, the browser that draws or
-    the run that trains, OpenBLAS's threads wait for each other wide awake: 50,000 rollouts then take 4 s to lay out
-    instead of 0.2, and a training beside them steps ten times as slowly.
+    the run that trains, OpenBLAS's threads wait for each other wide awake, and 20,000 rollouts take 4 s to lay out
+    instead of 0.2.
     """
     return threadpool_limits(1, "blas")
 
