@@ -133,9 +133,12 @@ def measure(playwright: Playwright, server: Server, run: Path, points: int, move
 @contextlib.contextmanager
 def start_chromium() -> Iterator[str]:
     """A headless Chromium with a profile of its own; gives the address to attach to it at."""
+    executable = find_chromium()
+    if executable is None:
+        raise RuntimeError("there is no Chromium: `make browser` installs one")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
-            find_chromium() or "chromium", "--headless=new", "--no-sandbox", "--window-size=1400,1700",
+            executable, "--headless=new", "--no-sandbox", "--window-size=1400,1700",
             "--no-first-run", "--disable-background-networking", "--enable-unsafe-swiftshader",
             f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank",
         ]  # fmt: skip
@@ -144,7 +147,7 @@ def start_chromium() -> Iterator[str]:
                 said = Path(profile) / "DevToolsActivePort"  # two lines: the port, and a path
                 wait_for(lambda: process.poll() is not None or (said.is_file() and "\n" in said.read_text()))
                 if process.poll() is not None:
-                    raise RuntimeError(f"{command[0]} ended at once, with exit code {process.returncode}")
+                    raise RuntimeError(f"{executable} ended at once, with exit code {process.returncode}")
                 yield f"http://127.0.0.1:{said.read_text().split()[0]}"
             finally:
                 process.terminate()

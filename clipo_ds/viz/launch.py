@@ -291,7 +291,7 @@ def run_environment(accelerator: str | None) -> dict[str, str]:
     for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
         environment.pop(name, None)
     # A notebook and its browser want the cores too, and a thread that waits wide awake for one that they hold up waits
-    # long: steps of `demo` then take up to fourteen times as long, and a third longer, at most, if threads sleep.
+    # long: beside them some steps of `demo` took 14 s instead of 1 s. That threads sleep costs 0.2 to 0.4 s a step.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     if accelerator is not None:
         environment["DS_ACCELERATOR"] = accelerator
