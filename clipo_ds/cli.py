@@ -101,6 +101,11 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
         help="(default: bfloat16 on a GPU, else float32)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="let model code that comes with the weights run (default: as the run was trained)",
+    )
     parser.add_argument("--output", help="write the figures as JSON here")
     arguments = parser.parse_args(argv)
 

@@ -57,13 +57,19 @@ def start() -> Ranks:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    accelerator = get_accelerator()
-    if accelerator.device_name() != "cpu":
-        accelerator.set_device(local_rank)
-    device = torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+    device = own_device(local_rank)
     if device.type == "cpu":
         allocator.keep_freed_memory()
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def own_device(local_rank: int = 0) -> torch.device:
+    """The device of a process: the accelerator's of its number where there is one, unless DS_ACCELERATOR says cpu."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    accelerator.set_device(local_rank)
+    return torch.device(accelerator.device_name(local_rank))
 
 
 def stop() -> None:

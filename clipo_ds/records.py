@@ -4,6 +4,8 @@
     metrics.jsonl  evaluations.jsonl                   an object a line, `step` first
     rollouts/step_000012.parquet                       a row a rollout, columns as ROLLOUT_SCHEMA says
     evaluations/step_000020-NAME.parquet               a row a response to a test set, columns as RESPONSE_SCHEMA says
+    separate_evaluations/                              what was evaluated outside training, with its settings: an index
+                                                       evaluations.jsonl, and a file of responses for each of its rows
     checkpoints/step_000100/                           written by `clipo_ds.checkpoint`
 
 Lines are appended with one write, everything else is written beside and renamed, so a reader sees whole things only;
@@ -18,6 +20,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +48,7 @@ __all__ = [
 ]
 
 METRICS, EVALUATIONS, ROLLOUTS, RESPONSES = "metrics.jsonl", "evaluations.jsonl", "rollouts", "evaluations"
+SEPARATE = "separate_evaluations"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -152,8 +156,27 @@ class RunWriter:
         """
         (self.path / RESPONSES).mkdir(exist_ok=True)
         file = self.path / RESPONSES / f"step_{step:06d}-{quote(data, safe='')}.parquet"
-        table = pa.Table.from_pydict(dict(columns), schema=RESPONSE_SCHEMA)
-        _write_beside(file, lambda partial: pq.write_table(table, partial, compression="zstd"))
+        _write_responses(file, columns)
+        return file
+
+    def write_separate_evaluation(
+        self, step: int, data: str, evaluation: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]
+    ) -> Path:
+        """Keep an evaluation that was made outside training: never in place of another, the run's own included.
+
+        Args:
+            step: Of the checkpoint that was evaluated.
+            data: Name of the test set.
+            evaluation: The figures and what they were made with; values may be nested.
+            columns: Those of RESPONSE_SCHEMA.
+
+        Returns the file of the responses. Several processes may evaluate a run at once.
+        """
+        (self.path / SEPARATE).mkdir(exist_ok=True)
+        stem = f"step_{step:06d}-{quote(data, safe='')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        file = _reserve(self.path / SEPARATE, stem, ".parquet")
+        _write_responses(file, columns)
+        self._append(f"{SEPARATE}/{EVALUATIONS}", {"step": step, "data": data, "file": file.name, **evaluation})
         return file
 
     def write_rollouts(self, step: int, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
@@ -202,6 +225,22 @@ class Run:
         """One dict an evaluation and test set, `step` (0 is before training) and `data` among the keys."""
         return _read_jsonl(self.path / EVALUATIONS)
 
+    def separate_evaluations(self) -> list[dict[str, Any]]:
+        """One dict an evaluation made outside training (`scripts/evaluate.py`), in the order in which they were made.
+
+        Beside the figures: `step` of the checkpoint, `data`, `source`, `time`, `settings`, and `file`, which
+        `separate_responses` takes.
+        """
+        return _read_jsonl(self.path / SEPARATE / EVALUATIONS)
+
+    def separate_responses(self, file: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The responses of one of `separate_evaluations()`, as `responses` gives those of the run itself.
+
+        Raises:
+            InputError: There is no such file, or it is damaged.
+        """
+        return _read_responses(self.path / SEPARATE / file, columns)
+
     def response_steps(self) -> dict[str, list[int]]:
         """The steps after which the responses to a test set were recorded, ascending, by the name of the set."""
         steps: dict[str, list[int]] = {}
@@ -219,10 +258,7 @@ class Run:
         if step not in files:
             have = f"{', '.join(map(str, files)) or 'none'} for {data!r}"
             raise InputError(f"`step` must be a step with recorded responses ({have}), got {step}")
-        try:
-            return pq.read_table(files[step], columns=None if columns is None else list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"`{files[step]}` must be a whole parquet file: {error}") from error
+        return _read_responses(files[step], columns)
 
     def rollout_steps(self) -> list[int]:
         """The steps whose rollouts are on disk, ascending."""
@@ -324,6 +360,31 @@ def _response_files(folder: Path) -> list[tuple[int, str, Path]]:
     files = sorted((folder / RESPONSES).glob("step_*-*.parquet"))
     parts = ((file.stem.removeprefix("step_").partition("-"), file) for file in files)
     return [(int(step), unquote(name), file) for (step, _, name), file in parts]
+
+
+def _write_responses(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    table = pa.Table.from_pydict(dict(columns), schema=RESPONSE_SCHEMA)
+    _write_beside(file, lambda partial: pq.write_table(table, partial, compression="zstd"))
+
+
+def _read_responses(file: Path, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"`{file}` must be a whole parquet file: {error}") from error
+
+
+def _reserve(folder: Path, stem: str, suffix: str) -> Path:
+    """A file that no other process has, empty; numbered where the name is taken."""
+    number = 1
+    while True:
+        file = folder / f"{stem}{f'-{number}' if number > 1 else ''}{suffix}"
+        try:
+            file.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return file
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

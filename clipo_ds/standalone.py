@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
+import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
-from clipo_ds import arithmetic
+from clipo_ds import arithmetic, distributed
 from clipo_ds.checkpoint import newest_checkpoint
 from clipo_ds.config import load_config
 from clipo_ds.data import load_prompts
@@ -50,7 +52,8 @@ def model_reference(path: str) -> tuple[str, TrainConfig | None]:
 def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     """Score a model on data files as `scripts/evaluate.py` is asked to, one result a file.
 
-    The responses of a run's checkpoint are recorded in the run, in place of earlier ones to the same test set.
+    What a run's checkpoint answered is kept in the run's `separate_evaluations/`, with the settings; the run's own
+    evaluations stay as they are.
 
     Raises:
         InputError: A wrong model, file or number; nothing has been loaded then.
@@ -64,30 +67,34 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     output = arguments.output
     require(output is None or Path(output).parent.is_dir(), "output", "a file in a folder that exists", output)
     reference, config = model_reference(arguments.model)
-    facts = inspect_model(reference)
-    tests = _test_prompts(arguments, config, facts.tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trusted = arguments.trust_remote_code or (config is not None and config.model.trust_remote_code)
+    facts = inspect_model(reference, trust_remote_code=trusted)
+    sources, data = _test_data(arguments, config)
+    tests = _test_prompts(arguments, config, sources, data, facts.tokenizer)
+    device = distributed.own_device()
     dtype = arguments.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    model = load_causal_lm(materialise_model(reference), dtype=dtype, device=device)
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    model = load_causal_lm(materialise_model(reference), dtype=dtype, trust_remote_code=trusted, device=device)
     engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences)
     sampled = arguments.samples > 1
+    sampling = {
+        "samples": arguments.samples,
+        "temperature": arguments.temperature if sampled else 0.0,
+        "top_p": arguments.top_p if sampled else 1.0,
+        "max_new_tokens": arguments.max_new_tokens,
+        "seed": arguments.seed,
+    }
+    how_read = {
+        key: value for key, value in dataclasses.asdict(data).items() if key not in ("train", "test", "max_rows")
+    }
+    settings = sampling | {"max_problems": limit, "dtype": dtype} | how_read
     results = []
     with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens) as judge:
         for name, prompts in tests.items():
-            rows = run_problems(
-                engine,
-                prompts[:limit],
-                judge,
-                samples=arguments.samples,
-                temperature=arguments.temperature if sampled else 0.0,
-                top_p=arguments.top_p if sampled else 1.0,
-                max_new_tokens=arguments.max_new_tokens,
-                seed=arguments.seed,
-            )
-            _record(reference, name, rows)
+            rows = run_problems(engine, prompts[:limit], judge, **sampling)
             results.append(summarise(name, rows))
+            _record(reference, rows, results[-1], {"source": sources.get(name), "settings": settings})
     return results
 
 
@@ -113,40 +120,55 @@ def export_model(path: str, out: Path, *, adapter: bool, dtype: str | None) -> N
     if adapter or (not is_adapter and dtype is None):
         shutil.copytree(folder, partial)
     else:
-        load_causal_lm(str(folder), dtype=dtype or config.model.dtype).save_pretrained(partial)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(partial)
+        trusted = config.model.trust_remote_code
+        load_causal_lm(str(folder), dtype=dtype or config.model.dtype, trust_remote_code=trusted).save_pretrained(
+            partial
+        )
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted).save_pretrained(partial)
     partial.rename(out)
 
 
-def _record(reference: str, name: str, rows: Sequence[ProblemResult]) -> None:
-    """Write responses into the run whose checkpoint gave them, if one did and its folder can be written."""
+def _record(
+    reference: str, rows: Sequence[ProblemResult], result: EvaluationResult, made_with: Mapping[str, Any]
+) -> None:
+    """Keep an evaluation in the run whose checkpoint was evaluated, if one was and its folder can be written."""
     checkpoint = Path(reference).resolve().parent
     run_dir = checkpoint.parent.parent
     if not (checkpoint / "checkpoint.json").exists() or not os.access(run_dir, os.W_OK):
         return
     step = int(checkpoint.name.removeprefix("step_"))
-    logger.info("responses in %s", RunWriter(run_dir).write_responses(step, name, response_columns(rows)))
+    row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **made_with, **result.to_dict()}
+    file = RunWriter(run_dir).write_separate_evaluation(step, result.name, row, response_columns(rows))
+    logger.info("responses in %s", file)
 
 
 def _run_config(run_dir: Path) -> TrainConfig:
     return load_config(str(run_dir / "config.yaml"))
 
 
-def _test_prompts(arguments: Namespace, config: TrainConfig | None, tokenizer: object) -> dict[str, list[Prompt]]:
+def _test_data(arguments: Namespace, config: TrainConfig | None) -> tuple[dict[str, str], DataConfig]:
+    """The sources of the test sets by name, none for the tests of the built-in task, and how their rows are read."""
     sources = arguments.data
-    if not sources and config is not None and config.task is not None:
-        return arithmetic.test_prompts(config.task, tokenizer)
-    if not sources:
+    if not sources and (config is None or config.task is None):
         sources = [] if config is None else config.data.test
         require(bool(sources), "data", "data files, where the model is not a run with test data of its own", sources)
     base = config.data if config is not None else DataConfig()
-    data = DataConfig(
-        kind=base.kind,
+    data = dataclasses.replace(
+        base,
         system_prompt=arguments.system_prompt or base.system_prompt,
         instruction=arguments.instruction or base.instruction,
         max_prompt_tokens=arguments.max_prompt_tokens,
     )
+    return name_sources(sources or []), data
+
+
+def _test_prompts(
+    arguments: Namespace, config: TrainConfig | None, sources: Mapping[str, str], data: DataConfig, tokenizer: object
+) -> dict[str, list[Prompt]]:
+    if not sources:
+        assert config is not None and config.task is not None
+        return arithmetic.test_prompts(config.task, tokenizer)
     return {
         name: load_prompts([source], tokenizer, data, max_rows=arguments.max_problems, field="data").prompts
-        for name, source in name_sources(sources).items()
+        for name, source in sources.items()
     }

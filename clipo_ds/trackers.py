@@ -1,8 +1,14 @@
-"""Experiment trackers (TensorBoard, W&B, trackio, …) through accelerate; the run folder stays the record of truth."""
+"""Experiment trackers (TensorBoard, W&B, trackio, …) through accelerate; the run folder stays the record of truth.
+
+A run that goes on after a stop goes on in the tracker's same run, where the tracker has such a thing: the name is the
+run folder's, and an id made at the first start lies in `trackers/run_id` there.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +42,7 @@ class Trackers:
         started = []
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
-            extra = {"logging_dir": str(run_dir / "trackers")} if kind.requires_logging_directory else {}
-            tracker = kind(project, **extra)
+            tracker = kind(project, **_own_run(name, kind, run_dir))
             tracker.start()
             tracker.store_init_configuration({key: _plain(value) for key, value in config.items()})
             started.append(tracker)
@@ -67,6 +72,29 @@ def check_trackers(names: Sequence[str]) -> None:
             raise InputError(f"`logging.trackers` must name some of {sorted(LOGGER_TYPE_TO_CLASS)}, got {name!r}")
         if name not in installed:
             raise InputError(f"`logging.trackers` must name installed trackers, got {name!r}: pip install {name}")
+
+
+def _own_run(name: str, kind: type[GeneralTracker], run_dir: Path) -> dict[str, Any]:
+    """Where a tracker's files go, and what makes its run this one; what the user's environment says goes before it."""
+    folder = run_dir / "trackers"
+    if kind.requires_logging_directory:
+        return {"logging_dir": str(folder)}
+    if name == "wandb":
+        chosen = {"name": run_dir.name, "id": _run_id(folder), "dir": str(folder)}
+        variables = {"name": "WANDB_NAME", "id": "WANDB_RUN_ID", "dir": "WANDB_DIR"}
+        return {"resume": "allow"} | {key: value for key, value in chosen.items() if not os.environ.get(variables[key])}
+    if name == "trackio":  # it tells runs apart by their names alone
+        return {"name": f"{run_dir.name}-{_run_id(folder)}", "resume": "allow"}
+    return {}
+
+
+def _run_id(folder: Path) -> str:
+    """The id under which trackers know this run, made at its first start."""
+    file = folder / "run_id"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4) + "\n")
+    return file.read_text().strip()
 
 
 def _plain(value: Any) -> bool | int | float | str:

@@ -180,8 +180,9 @@ def test_exported_model_and_evaluation_agree_with_plain_transformers(one_rank, t
     assert done.returncode == 0, done.stderr
     scored = {row["data"]: row for row in json.loads(figures.read_text())}
     assert set(scored) == {"arithmetic", "arithmetic_harder"}
+    recorded = {row["data"]: row["file"] for row in open_run(one_rank).separate_evaluations()}
     for data, row in scored.items():
-        responses = open_run(one_rank).responses(data, 4)
+        responses = open_run(one_rank).separate_responses(recorded[data])
         assert len(responses) == row["num_problems"]
         assert sum(responses["correct"].to_pylist()) == round(row["accuracy"] * row["num_problems"])
 

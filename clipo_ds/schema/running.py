@@ -54,7 +54,8 @@ class LoggingConfig:
     save_embeddings: bool = True
     """Write every rollout's embedding (float16) into the run folder; without a head, the normalised pooled states."""
     trackers: list[str] = field(default_factory=list)
-    """Trackers that accelerate knows (`tensorboard`, `wandb`, `trackio`, …), fed with the same metrics."""
+    """Trackers that accelerate knows (`tensorboard`, `wandb`, `trackio`, …), fed with the same metrics. A run that is
+    resumed goes on in the same run of W&B and trackio."""
     project: str = "clipo_ds"
     """Project name that the trackers get."""
 
