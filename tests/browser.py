@@ -196,6 +196,17 @@ class Browser:
         self.page.reload()
         self.wait_until_ready()
 
+    def restart_kernel(self) -> None:
+        """Restart the notebook's kernel, as its menu does, without the question."""
+        self.page.evaluate(
+            "() => { const panel = window.jupyterapp.shell.currentWidget; window.__done = null;"
+            " panel.sessionContext.session.kernel.restart()"
+            ".then(() => { window.__done = 'ok'; }, error => { window.__done = String(error); }); }"
+        )
+        self.page.wait_for_function("() => window.__done !== null", timeout=1000 * TIME_LIMIT_S)
+        assert self.page.evaluate("() => window.__done") == "ok"
+        self.wait_until_ready()
+
     def wait_until_ready(self) -> None:
         """Wait for the notebook, its session and its kernel."""
         self.page.wait_for_function(READY, timeout=1000 * TIME_LIMIT_S)

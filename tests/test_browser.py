@@ -100,6 +100,10 @@ def test_quickstart_runs_live_survives_a_reload_and_stops_with_a_checkpoint(serv
             attach(folder).stop(at_once=True)
 
 
+# Pictures of figures, decoded and of a size, in what views leave behind.
+STILL_PICTURES = """still => Array.from(document.querySelectorAll(`${still} img`))
+  .filter(picture => picture.complete && picture.naturalWidth > 300).length"""
+
 # The views of a notebook by their class, and how many figures each has.
 VIEWS = {
     "02_embedding_clusters": {".clipo-clusters": 2},
@@ -143,6 +147,27 @@ def test_clusters_follow_the_slider_and_a_click_shows_exactly_that_rollout(serve
     browser.wait_for_figures(view, 2)
     browser.wait_for_title(view, "Step 11:")
     browser.assert_clean()
+
+
+def test_views_whose_kernel_has_gone_say_so_and_stay_as_pictures_when_the_page_is_loaded_anew(server, browser):
+    browser.open(server, put_notebook("02_embedding_clusters.ipynb", server.folder))
+    browser.run_all()
+    still = ".jp-OutputArea .clipo-still"
+    pictures = f"({STILL_PICTURES})('{still}')"
+    browser.page.wait_for_function(f"() => {pictures} === 4", timeout=60_000)  # clusters, numbers, separation, trail
+    assert not browser.page.locator(still).first.is_visible()
+    browser.restart_kernel()
+    browser.page.wait_for_function(
+        "() => Array.from(document.querySelectorAll('.clipo-view')).every(view =>"
+        " getComputedStyle(view, '::before').content.includes('run the notebook'))"
+    )
+    browser.screenshot("02_embedding_clusters_restarted")
+    browser.reload()
+    for text in ("run the notebook's cells again", "right answers have a false step"):
+        browser.wait_for_text(f"{still} >> visible=true", re.compile(text, re.IGNORECASE))
+    assert browser.page.evaluate(f"() => {pictures}") == 4
+    browser.screenshot("02_embedding_clusters_without_kernel")
+    assert browser.page.get_by_text("model not found").filter(visible=True).count() == 0
 
 
 def test_the_group_follows_the_slider_and_a_click_on_a_cell_shows_both_texts(server, browser):

@@ -37,7 +37,6 @@ from clipo_ds.viz.interact import (
     follow_steps,
     grow_slider,
     in_background,
-    in_words,
     notes,
     said,
 )
@@ -52,6 +51,7 @@ from clipo_ds.viz.reading import (
     suspects_html,
 )
 from clipo_ds.viz.separation import separation_course, separation_of_step
+from clipo_ds.viz.still import View, in_words
 from clipo_ds.viz.theme import boxed
 
 ALL_STEPS = "all"
@@ -62,7 +62,7 @@ NUM_NEIGHBOURS = 6
 HINT = "Click a point to read its reasoning; draw a lasso (toolbar) to list rollouts."
 
 
-class ClusterExplorer(widgets.VBox):
+class ClusterExplorer(View):
     """The clusters of a run, with the steps of one in progress as they land.
 
     Args:
@@ -290,7 +290,7 @@ class ClusterExplorer(widgets.VBox):
 def separation_view(run: Run | str | Path | None = None) -> widgets.Widget:
     """How far apart right and wrong lie over training, each figure over its shuffled-label band."""
     table = open_rollouts(run)
-    return widgets.VBox([notes(table.notes), Plot(separation_course_figure(separation_course(table)))])
+    return View([notes(table.notes), Plot(separation_course_figure(separation_course(table)))])
 
 
 @in_words
@@ -308,13 +308,13 @@ def trail_view(run: Run | str | Path | None = None, *, method: str = "PCA") -> w
     choice.observe(lambda change: plot.show_figure(_trail(table, projection, change["new"], seen)), "value")
     often = table.frame.drop_duplicates(["step", "prompt"])["prompt"].value_counts().max()
     hint = () if often > 1 else ("No prompt came twice in this run yet: there is no trail to follow, only places.",)
-    return widgets.VBox([notes((*table.notes, *hint)), choice, plot])
+    return View([notes((*table.notes, *hint)), choice, plot])
 
 
 @in_words
 def suspects_view(run: Run | str | Path | None = None, *, limit: int = 20) -> widgets.Widget:
     """Right answers with a false step, those first that training reinforced most."""
-    return widgets.HTML(boxed(suspects_html(open_rollouts(as_run(run)), limit)))
+    return View([widgets.HTML(boxed(suspects_html(open_rollouts(as_run(run)), limit)))])
 
 
 def _trail(table: Rollouts, projection: Projection, prompt: int, texts: Any) -> Any:

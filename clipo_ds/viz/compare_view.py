@@ -20,13 +20,14 @@ from clipo_ds.viz.comparison import COMPARED, Arm, evaluation_summary, open_arms
 from clipo_ds.viz.interact import Plot, said
 from clipo_ds.viz.problems import Problems, compare_problems, responses_to
 from clipo_ds.viz.reading import html_table, responses_table, short
+from clipo_ds.viz.still import View
 from clipo_ds.viz.theme import boxed
 
 NUM_PROBLEMS = 5  # of the biggest wins, and as many losses
 NUM_TEXTS = 3  # responses of each arm to a problem
 
 
-class CompareView(widgets.VBox):
+class CompareView(View):
     """Several runs side by side.
 
     Args:

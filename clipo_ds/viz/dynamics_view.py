@@ -27,10 +27,11 @@ from clipo_ds.viz.dynamics_figures import (
 from clipo_ds.viz.frames import Rollouts, as_run, metrics_frame, newer, open_rollouts, run_state
 from clipo_ds.viz.interact import Plot, follow_steps, grow_slider, in_background, notes, said, state_badge
 from clipo_ds.viz.reading import rollout_html, short
+from clipo_ds.viz.still import View
 from clipo_ds.viz.theme import boxed, empty_figure
 
 
-class DynamicsView(widgets.VBox):
+class DynamicsView(View):
     """Learning curves and the contrastive term of a run, brought up to date as steps land.
 
     Args:
@@ -92,7 +93,7 @@ class DynamicsView(widgets.VBox):
         super().close()
 
 
-class GroupView(widgets.VBox):
+class GroupView(View):
     """One group of one step: its G x G similarities, the two texts behind a cell, its advantages with and without.
 
     The steps to choose from grow as they land.

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import html
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
 
 from clipo_ds.records import Run
-from clipo_ds.types import InputError
 from clipo_ds.viz.frames import RunState, run_state
 from clipo_ds.viz.plotly_script import PlotlyScript, figure_widget, plotly_script
 from clipo_ds.viz.theme import CONFIG, boxed
@@ -35,8 +33,6 @@ STATE_COLOURS = {
     "starting": "#5F6B7A", "running": "#0072B2", "stopping": "#A65300", "finished": "#00745A", "stopped": "#A65300",
     "failed": "#B3261E", "stale": "#A65300",
 }  # fmt: skip
-
-P = ParamSpec("P")
 
 
 class AtRest:
@@ -66,6 +62,7 @@ class Plot(figure_widget()):
     # So that the figure's state is never taken anywhere without it.
     _script = traitlets.Instance(PlotlyScript).tag(sync=True, **widgets.widget_serialization)
     _drawn = traitlets.Bool(False).tag(sync=True)  # said by the browser
+    picture = traitlets.Unicode("")  # what the browser drew last and left at rest, as a data URL
 
     def __init__(self, figure: go.Figure) -> None:
         self._script = plotly_script()
@@ -73,6 +70,11 @@ class Plot(figure_widget()):
         self._config = {**self._config, **CONFIG}
         self._given = figure.layout.to_plotly_json()
         self._settle = AtRest(self.refresh_stored_state, SETTLE_S)
+        self.on_msg(self._on_picture)
+
+    def _on_picture(self, _: object, content: dict[str, Any], __: object) -> None:
+        if isinstance(content, dict) and "picture" in content:
+            self.picture = content["picture"]
 
     async def drawn(self) -> None:
         """Wait until a browser has drawn the figure, for MAX_DRAWING_S at most."""
@@ -122,19 +124,6 @@ class Plot(figure_widget()):
 def said(error: Exception) -> widgets.HTML:
     """What is wrong with the input, as a sentence in the notebook."""
     return widgets.HTML(boxed(f'<div class="error">{html.escape(str(error))}</div>'))
-
-
-def in_words(view: Callable[P, widgets.Widget]) -> Callable[P, widgets.Widget]:
-    """A function that makes a view, made to say what is wrong with its input instead of raising it."""
-
-    @functools.wraps(view)
-    def careful(*args: P.args, **kwargs: P.kwargs) -> widgets.Widget:
-        try:
-            return view(*args, **kwargs)
-        except InputError as error:
-            return said(error)
-
-    return careful
 
 
 def notes(sentences: tuple[str, ...]) -> widgets.HTML:

@@ -24,11 +24,12 @@ from clipo_ds.viz.frames import is_late
 from clipo_ds.viz.interact import STATE_COLOURS, Plot, badge, duration, in_background, silence
 from clipo_ds.viz.launch import ROOT, LaunchedRun, RunStatus, attach, run_environment, was_launched
 from clipo_ds.viz.progress import before_after, live_figure, newest_rollouts
+from clipo_ds.viz.still import View
 from clipo_ds.viz.tail import JsonLines, last_row
 from clipo_ds.viz.theme import boxed
 
 
-class LiveRun(widgets.VBox):
+class LiveRun(View):
     """The view of one run; shown by being a cell's last value.
 
     Args:
@@ -136,7 +137,7 @@ class LiveRun(widgets.VBox):
         self._message.value = f"{said}<br><code>{html.escape(str(self._path))}</code>"
 
 
-class BeforeAfter(widgets.VBox):
+class BeforeAfter(View):
     """Waits for a run to end and shows its evaluation before training against that of its newest checkpoint.
 
     A run that went to its last step has evaluated itself; of one that was stopped the newest checkpoint is evaluated

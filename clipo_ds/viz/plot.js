@@ -4,9 +4,13 @@
 // those than anywidget waits (2 s), and shows "model not found" instead. So the script is loaded once a page, and
 // `initialize` does not wait for it; what Python says meanwhile is drawn when its whole state comes, moments later. A
 // figure is drawn when its box has a size, and again whenever that becomes another one.
+//
+// What was drawn and has been at rest for a while goes to Python as a picture, for the time after the kernel (still.py).
 
 const CHANGES = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate",
                  "removeLayoutProps", "removeTraceProps"].map(name => `change:_py2js_${name}`);
+
+const REST_MS = 3000;  // a picture is a second drawing, half a second of the page's time for 20,000 points
 
 async function load({widget_manager: manager}) {
   while (!manager.clipoPlotly) await new Promise(resolve => setTimeout(resolve, 50));  // models come in any order
@@ -27,13 +31,19 @@ export default () => {
     },
     async render({model, el}) {
       const plotly = await loaded;
-      let remove, width = 0;
+      let remove, rest, width = 0;
+      const send = async () => {
+        if (el.clientWidth === 0) return;
+        const {width, height} = el._fullLayout;
+        model.send({picture: await window.Plotly.toImage(el, {format: "webp", width, height})});
+      };
       const draw = () => {
         model.off("change:_widget_data", draw);
         remove?.();
         el.replaceChildren();
         remove = figure.render({model, el});
         el.once("plotly_afterplot", () => { model.set("_drawn", true); model.save_changes(); });
+        el.on("plotly_afterplot", () => { clearTimeout(rest); rest = setTimeout(send, REST_MS); });
         if (behind) model.on("change:_widget_data", draw);
       };
       // What is not on the page, or hidden, has no width: plotly would draw for another, and put the title over itself.
@@ -46,6 +56,7 @@ export default () => {
       box.observe(el);
       return () => {
         box.disconnect();
+        clearTimeout(rest);
         model.off("change:_widget_data", draw);
         remove?.();
       };
