@@ -11,12 +11,14 @@ reading it has, and whoever judges an equation tries both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 from clipo_ds.mathtokens import Kind, Token, TokenList
-from clipo_ds.mathwords import CLAUSE_WORDS
-from clipo_ds.rationals import Unknown, Value, apply
+from clipo_ds.mathunits import singular
+from clipo_ds.mathwords import CLAUSE_WORDS, PREPOSITIONS
+from clipo_ds.rationals import Unknown, Value, apply, unrounded
 
 MAX_DEPTH = 30
 """Brackets nested deeper than this are not read."""
@@ -31,9 +33,22 @@ READINGS = (
     "exclamation",  # 7! is said loudly
     "dash",  # a leading " - " is punctuation
     "of",  # = 6/7 of her 2 pints: the "of" belongs to the prose
+    "fraction",  # 28 / 1/5, 14 / 1 / 4: the divisor is a fraction
+    "scientific",  # 6 * 10^8 / 2 * 10^3: so is 2 * 10^3 one number
+    "and",  # = 7 and 1/2 is not seven and a half
+    "floor",  # [100/7]: the whole part, in square brackets
+    "decimal",  # 4.167 stands for 25/6
 )
 """Features of an expression that has a second customary reading, and what that reading is."""
 
+_WORDS = {Kind.WORD, Kind.SCALE}
+_FRACTION_SHAPES: tuple[tuple[str | Kind, ...], ...] = (
+    ("n", "/", "n"),
+    ("(", "n", "/", "n", ")"),
+    (Kind.FRACTION, "{", "n", "}", "{", "n", "}"),
+    (Kind.FRACTION, "n", "n"),
+)
+"""Tokens of a fraction: a number, a sign or a kind each."""
 _OPERANDS = (Kind.NUMBER, Kind.FRACTION, Kind.BINOMIAL, Kind.ROOT, Kind.VARIABLE)
 
 
@@ -52,10 +67,6 @@ class Expression:
     units: frozenset[str]  # unit words, lower case, without plural s; "dollar" for a currency sign
     ambiguous: bool  # 5 (6): a product, or a number and a remark; 3^15^2: a tower, or two powers in careless LaTeX
     features: frozenset[str]  # of READINGS
-
-
-def singular(word: str) -> str:
-    return word.lower().removesuffix("s")
 
 
 class _Parser:
@@ -107,12 +118,17 @@ class _Parser:
         return False
 
     def is_remark(self, index: int) -> bool:
-        """Whether a bracket set off by a space holds words only: 3 + 4 (apples) = 7."""
-        if not self.tokens[index].gap:
-            return False
+        """Whether a bracket set off by a space is no factor: 3 + 4 (apples) = 7, 90 * 0.9 (10% off) = 81."""
         close = self.partner[index]
-        inside = self.tokens[index + 1 : min(close, index + 8)]
-        return close - index <= 8 and all(token.kind in (Kind.WORD, Kind.SCALE) for token in inside)
+        if not self.tokens[index].gap or close - index > 8:
+            return False
+        inside = self.tokens[index + 1 : close]
+        kinds = {token.kind for token in inside}
+        if kinds <= _WORDS:
+            return True
+        signs = {token.text for token in inside if token.kind is Kind.OPERATOR}
+        told = Kind.WORD in kinds and (inside[0].kind in _WORDS or signs == {"%"})
+        return told and signs <= {"%"} and kinds <= {*_WORDS, Kind.NUMBER, Kind.OPERATOR}
 
     def sum(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         value, index = self.product(index, stop, depth, leading=True)
@@ -144,7 +160,8 @@ class _Parser:
                     self.features.add("of")
                     if "of" in self.readings and depth == 0:
                         break
-                right, index = self.signed(index + 1, stop, depth)
+                read = self.divisor if token.text == "/" else self.signed
+                right, index = read(index + 1, stop, depth)
                 value = self.combine(value, {"%": "mod", "of": "*"}.get(token.text, token.text), right)
                 divided |= token.text == "/"
             elif self.is_operand(index, stop, signed=False):
@@ -171,11 +188,33 @@ class _Parser:
             value = self.combine(value, "*", right)
         return (-value if negative and value is not None else value), index
 
+    def divisor(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        """What stands behind a division sign: one factor, or a fraction or a power of ten that is one number."""
+        tokens = self.tokens
+        upper = tokens[index].value
+        if upper is not None and index + 2 < stop and tokens[index + 1].text == "/":
+            lower = tokens[index + 2].value
+            set_off = tokens[index].gap and not (tokens[index + 1].gap or tokens[index + 2].gap)
+            if lower is not None and upper.denominator == lower.denominator == 1 and (set_off or upper < lower):
+                self.features.add("fraction")
+                if "fraction" in self.readings:
+                    self.numbers += 1
+                    divisor, index = self.signed(index + 2, stop, depth)
+                    return self.combine(upper, "/", divisor), index
+        value, index = self.signed(index, stop, depth)
+        if [token.text for token in tokens[index : min(index + 3, stop)]] == ["*", "10", "^"]:
+            self.features.add("scientific")
+            if "scientific" in self.readings:
+                power, index = self.signed(index + 1, stop, depth)
+                return self.combine(value, "*", power), index
+        return value, index
+
     def beside(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         """A factor written beside the one before: (1/2)(6), 3(4+5), 2\\sqrt{9}; two bare numbers are no product."""
         token, before = self.tokens[index], self.tokens[index - 1]
         if token.kind is Kind.NUMBER and (before.kind is not Kind.CLOSE or token.gap):
             self.fail()
+        self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (3)2: a factor, or a power
         if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
             inside = self.tokens[index + 1 : min(self.partner[index], index + 9)]
             self.ambiguous |= all(part.kind in (Kind.NUMBER, Kind.WORD, Kind.SCALE) for part in inside)
@@ -265,15 +304,26 @@ class _Parser:
         value, end = self.sum(index + 1, close, depth + 1)
         if end != close:
             self.fail()
+        if self.tokens[index].text == "[" and value is not None and value.denominator != 1:
+            self.features.add("floor")
+            value = Fraction(math.floor(value)) if "floor" in self.readings else value
         return value, close + 1
 
     def mixed(self, token: Token, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         """A number, and the fraction of a mixed number behind it: 2\\frac{1}{2}, 2 1/2."""
         value = token.value
         assert value is not None
+        if token.decimals > 1:
+            self.features.add("decimal")
+            value = unrounded(value, token.decimals) if "decimal" in self.readings else value
         if index >= stop or value.denominator != 1:
             return value, index
         following = self.tokens[index]
+        if following.kind is Kind.WORD and following.text == "and" and depth == 0:
+            added, end = self.fraction_at(index + 1)
+            if added is not None and self.ends_statement(end):  # = 16 and 2/3
+                self.features.add("and")
+                return (value, index) if "and" in self.readings else (value + added, end)
         if following.kind is Kind.FRACTION:
             self.features.add("mixed")
             if "mixed" not in self.readings:
@@ -288,15 +338,43 @@ class _Parser:
                 return value + upper / lower, index + 3  # type: ignore[operator]
         return value, index
 
+    def fraction_at(self, index: int) -> tuple[Fraction | None, int]:
+        """Value of a proper fraction 2/3, (2/3), \\frac{2}{3}, \\frac23 or ⅔ at a token, and the index after it."""
+        if index < len(self.tokens):
+            whole = self.tokens[index].value
+            if whole is not None and 0 < whole < 1 and not self.tokens[index].decimals:
+                return whole, index + 1
+        for shape in _FRACTION_SHAPES:
+            tokens = self.tokens[index : index + len(shape)]
+            if len(tokens) == len(shape) and all(
+                token.kind is Kind.NUMBER if sign == "n" else sign in (token.text, token.kind)
+                for sign, token in zip(shape, tokens, strict=True)
+            ):
+                upper, lower = (token.value for token in tokens if token.kind is Kind.NUMBER)
+                proper = upper is not None and lower is not None and upper.denominator == lower.denominator == 1
+                if proper and 0 < upper < lower:  # type: ignore[operator]
+                    return upper / lower, index + len(shape)  # type: ignore[operator]
+        return None, index
+
+    def ends_statement(self, index: int) -> bool:
+        """Whether nothing computes or relates behind what ends before token `index`."""
+        if index >= len(self.tokens):
+            return True
+        token = self.tokens[index]
+        return token.kind is Kind.BREAK or (
+            token.kind in _WORDS and token.text.lower() not in ("of", "and", "or", "is")
+        )
+
     def after_units(self, index: int, stop: int) -> int:
         """Skip unit words (3 green hats + …, $5/hat * …) where an operator or the range's end follows them."""
         words: list[str] = []
-        end, last_word = index, False
+        end, last_word, in_prose, told = index, False, 0, False
         while end < stop and len(words) <= MAX_UNIT_WORDS:
             token = self.tokens[end]
             joins = not words and token.text in ("and", "or")
             if token.kind in (Kind.WORD, Kind.SCALE) and not joins and token.text.lower() not in CLAUSE_WORDS:
                 words.append(singular(token.text))
+                in_prose = in_prose or (len(words) if words[-1] in PREPOSITIONS else 0)
                 end, last_word = end + 1, True
                 if end + 1 < stop and self.tokens[end].text == "^" and self.tokens[end + 1].kind is Kind.NUMBER:
                     end += 2  # cm^2
@@ -304,7 +382,9 @@ class _Parser:
                 words.append(singular(self.tokens[end + 1].text))
                 end += 2
             elif token.kind is Kind.OPEN and self.is_remark(end):
-                end = self.partner[end] + 1
+                close = self.partner[end]
+                told = any(inside.kind is Kind.NUMBER for inside in self.tokens[end:close])
+                end = close + 1
             else:
                 break
         at_end = end == stop
@@ -312,13 +392,20 @@ class _Parser:
         if words and operator_follows and self.tokens[end].text in "+-":  # 35 terms before -17: a sign, no subtraction
             operator = self.tokens[end]
             hyphen = not operator.gap and self.tokens[end - 1].kind is Kind.WORD  # magnitude-$\sqrt{2}$
-            operator_follows = not hyphen and (self.tokens[end + 1].gap or not operator.gap)
+            set_off = self.tokens[end + 1].gap or not operator.gap or self.unit_follows(end + 1, stop, words)
+            operator_follows = not hyphen and set_off
         if len(words) > MAX_UNIT_WORDS or not (at_end or operator_follows):
             return index
+        self.ambiguous |= told
         if words:
-            self.units.update(words)
+            self.units.update(words[: in_prose - 1] if in_prose > 1 else words)
             self.numbers_with_unit += 1
         return end
+
+    def unit_follows(self, index: int, stop: int, words: list[str]) -> bool:
+        """Whether the number or fraction at a token has one of these units: 1 full tank -1/3 tank."""
+        behind = self.tokens[index + 1 : min(index + 4, stop)]
+        return any(token.kind is Kind.WORD and singular(token.text) in words for token in behind)
 
     def is_rate(self, index: int, after_word: bool) -> bool:
         """Whether a slash is followed by a unit: $5/glass, 60 km/h, but not 12/n."""

@@ -17,7 +17,8 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from clipo_ds.mathtokens import Kind, Token, TokenList, match_brackets, resolve_line_ends
+from clipo_ds import mathpatterns as patterns
+from clipo_ds.mathtokens import Kind, Token, TokenList, match_brackets, read_unit_letters, resolve_line_ends
 from clipo_ds.mathwords import (
     BINOMIAL_COMMANDS,
     BREAK_COMMANDS,
@@ -25,6 +26,11 @@ from clipo_ds.mathwords import (
     COMMAND_RELATIONS,
     FRACTION_COMMANDS,
     GLUED_UNITS,
+    LABEL_WORDS,
+    LETTER_UNITS,
+    MONEY_BEFORE,
+    PROSE_COMMANDS,
+    RELATION_WORDS,
     SCALES,
     SHORT_WORDS,
     SIGN_OPERATORS,
@@ -37,55 +43,8 @@ MAX_DIGITS = 300
 """A literal with more digits than this is not read as a number."""
 
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_OPERAND_AHEAD = re.compile(r"(?:\\?\$|\\left|\s|[(\[{]){0,12}(?:-?[0-9]|\.[0-9]|\\[dtc]?frac|\\sqrt|[½⅓⅔¼¾])")
-_DIGIT_AHEAD = re.compile(r"\s?\$?[0-9.]")
-_OF_AHEAD = re.compile(r"\s+(?:the\s+|these\s+|those\s+|his\s+|her\s+|their\s+|all\s+)?[\\$£€]*[0-9.(]")
-_ARTICLE = re.compile(r"\s+(?:the|these|those|his|her|their|all)(?=\s)")
-_UNIT_AFTER_HYPHEN = re.compile(r"[^\W\d_]{2,}")
-_AFTER_ARTICLE = re.compile(r"\s+(?:[^\W\d_]{2}|[$0-9])")
-_NO_WORD = re.compile(r"[A-Z]{3}|[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{3,5}")
-_LABEL = re.compile(r"\((?:[0-9]{1,3}|[a-zA-Z]|[ivxIVX]{1,4})\)(?=\s)")
-_NUMBER_TAIL = re.compile(r"(?:[.,:_][0-9]+)+|_|\.(?:[a-z]|\\(?:overline|dot|bar))|\s{0,2}(?:\\[lc]?dots|…|\.\.)")
-
-_MASTER = re.compile(
-    r"""
-    (?P<annotation><<[^<>\n]{1,200}>>)
-  | (?P<line>(?:[ \t]*\r?\n)+[ \t]*|\\\\(?:\[[^\]\n]{0,20}\])?)
-  | (?P<space>[ \t\r\f\v\u00a0\u2009\u202f]+|\\[,;:!>\ /]|~)
-  | (?P<asy>\[asy\])
-  | (?P<drop>\\(?:hspace|vspace|tag|label|phantom|hphantom|vphantom|color|textcolor|ref|cite)\*?\{[^{}\n]{0,80}\}
-      |\\(?:left|right)\s*\.
-      |\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|°[CF]?|[`"\u201c\u201d'\u2019\u2018\u2032\u2033&\u200b])
-  | (?P<environment>\\(?:begin|end)\{[^{}\n]{0,40}\}(?:\{[lcr|\ ]{0,40}\})?|\\[\[\]()])
-  | (?P<brace>\\[{}]|\\operatorname\*?\s*\{[^{}\n]{0,40}\})
-  | (?P<command>\\[A-Za-z]+\*?)
-  | (?P<escaped>\\.)
-  | (?P<number>
-      (?:[0-9]{1,3}(?:(?:,|\{,\}|,\\!|\{,\}\\!|\\,)[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?
-      (?:[eE][+-]?[0-9]{1,3}(?![\w.]))?|\.[0-9]+)
-  | (?P<vulgar>[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])
-  | (?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)
-  | (?P<phrase>(?:divided|multiplied)\s{1,3}by\b)
-  | (?P<compound>[^\W\d_]{3,}[-\u2011][0-9]+(?![0-9.]))
-  | (?P<word>[^\W\d_]+(?:['\u2019\-\u2010][^\W\d_]{2,})*)
-  | (?P<arrow>={1,2}>|-+>|[⇒→⟹⟶➜➔↦⇔∴—])
-  | (?P<other>!=|≠|<=|>=|[<>≤≥≡≢∈∝\u223c]|:=|\+=|-=|\*=|/=)
-  | (?P<approximately>≈|≃|≅|≒|≐)
-  | (?P<rule>={3,}|-{3,}|_{2,}|\#+)
-  | (?P<equal>={1,2}|\uff1d)
-  | (?P<stars>\*{1,3})
-  | (?P<ellipsis>…|\.{2,})
-  | (?P<punctuation>[.,;:?\u3001\u3002\uff0c\uff1b\uff1a\uff1f•])
-  | (?P<display>\$\$)
-  | (?P<currency>[$€£¥¢₹])
-  | (?P<open>[(\[{\uff08\u3010])
-  | (?P<close>[)\]}\uff09\u3011])
-  | (?P<root>√)
-  | (?P<rest>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+_TRANSPARENT, _PROSE = -1, -2
+"""Kinds of groups in braces that leave no token: \\boxed{7}, and \\text{ m/s} whose letters are words."""
 
 
 class _Reader:
@@ -99,9 +58,10 @@ class _Reader:
         self.latex = "\\" in text
         self.dollar_end = self.currency_end = -1  # where the last dollar sign ended, and the last that is money
         self.digits_wanted = 0  # single-digit arguments that a \frac or \sqrt still takes
-        self.braces: list[int | None] = []  # open braces: None transparent, else digits_wanted after the closing one
+        self.braces: list[int] = []  # open braces: digits_wanted after the closing one, or one of the two below
+        self.prose = 0  # how many of them hold words
         self.in_root_index = False  # of \sqrt[3]{8}
-        self.transparent_next = False
+        self.transparent_next = 0  # what the group behind a transparent command holds
         self.asy_closes = True
         self.num_dollars = 0
 
@@ -119,12 +79,17 @@ class _Reader:
         operand = (Kind.NUMBER, Kind.CLOSE, Kind.VARIABLE, Kind.WORD, Kind.SCALE)
         return last.kind in operand or (last.kind is Kind.OPERATOR and last.text in "%!")
 
+    def is_prose_unit(self, end: int) -> bool:
+        """Whether a letter in a group of words may be a unit: 6 \\text{ m/s}, but not in 9\\text{C}4."""
+        behind = self.after_operand() or (bool(self.tokens) and self.tokens[-1].text == "/")
+        return behind and patterns.INDEXED.match(self.text, end) is None
+
     def glued(self, start: int) -> bool:
         """Whether the last token is a number that ends where this one starts."""
         return bool(self.tokens) and self.tokens[-1].kind is Kind.NUMBER and self.tokens[-1].end == start
 
     def read(self) -> None:
-        position, length, match = 0, len(self.text), _MASTER.match
+        position, length, match = 0, len(self.text), patterns.MASTER.match
         while position < length:
             if self.digits_wanted and self.text[position] in "0123456789":
                 digit = self.text[position]
@@ -138,7 +103,7 @@ class _Reader:
             if name not in ("space", "open", "command"):
                 self.digits_wanted = 0
             if name not in ("space", "open"):
-                self.transparent_next = False
+                self.transparent_next = 0
             position = getattr(self, f"on_{name}")(position, found.end()) or found.end()
 
     def on_annotation(self, start: int, end: int) -> None:
@@ -194,7 +159,7 @@ class _Reader:
         elif name in COMMAND_RELATIONS:
             self.emit(Kind.RELATION, start, end, COMMAND_RELATIONS[name])
         elif name in TRANSPARENT_COMMANDS:
-            self.transparent_next = True
+            self.transparent_next = _PROSE if name in PROSE_COMMANDS else _TRANSPARENT
             self.gap |= name not in ("left", "right")
         elif name in SPACE_COMMANDS:
             self.emit(Kind.LINE_END, start, end, "latex")
@@ -219,8 +184,10 @@ class _Reader:
 
     def on_number(self, start: int, end: int) -> int | None:
         digits = re.sub(r"[^0-9.eE+-]", "", self.text[start:end])
-        tail = _NUMBER_TAIL.match(self.text, end)
-        if len(digits) > MAX_DIGITS or tail:
+        tail = patterns.NUMBER_TAIL.match(self.text, end)
+        if tail and tail[0].startswith(":") and self.tokens and self.tokens[-1].text.lower() in LABEL_WORDS:
+            tail = None  # Day 4:2(3 + 5) = 16
+        if len(digits) > MAX_DIGITS or tail or patterns.UNSURE_EXPONENT.match(self.text, start, end):
             stop = tail.end() if tail else end
             self.emit(Kind.VARIABLE, start, stop)  # a version, a time, a decimal comma, a base, 0.333…
             return stop
@@ -239,7 +206,7 @@ class _Reader:
             self.tokens.append(whole._replace(value=whole.value + value, end=fraction.end, text=whole.text + "½"))
 
     def on_phrase(self, start: int, end: int) -> None:
-        if _OPERAND_AHEAD.match(self.text, end):
+        if patterns.OPERAND_AHEAD.match(self.text, end):
             self.emit(Kind.OPERATOR, start, end, "/" if self.text[start] == "d" else "*")
         else:
             self.emit(Kind.WORD, start, end)
@@ -248,17 +215,27 @@ class _Reader:
         word, lower = self.text[start:end], self.text[start:end].lower()
         following = self.text[end : end + 1]
         glued = self.glued(start)
-        if lower == "x" and self.after_operand():
-            ahead = _DIGIT_AHEAD if glued else _OPERAND_AHEAD  # 2x\\sqrt{3} and 3x - 2 are algebra
-            if ahead.match(self.text, end):
-                self.emit(Kind.OPERATOR, start, end, "*")
-                return None
+        if lower == "x" and self.after_operand() and self.x_multiplies(start, end):
+            self.emit(Kind.OPERATOR, start, end, "*")
+            return None
         if following.isdigit() or following == "_":
             stop = end
             while stop < len(self.text) and (self.text[stop].isalnum() or self.text[stop] == "_"):
                 stop += 1
             self.emit(Kind.VARIABLE, start, stop)
             return stop
+        if lower == "sqrt" and patterns.BRACKET_AHEAD.match(self.text, end):
+            self.emit(Kind.ROOT, start, end)
+            return None
+        if lower in MONEY_BEFORE and not self.after_operand():
+            amount = patterns.AMOUNT_AHEAD.match(self.text, end)
+            if amount:  # Rs 50, Rs. 50: as a dollar sign
+                self.dollar_end = self.currency_end = amount.end()
+                return amount.end()
+        relation = self.relating(lower, start, end) if lower in RELATION_WORDS else None
+        if relation:
+            self.emit(Kind.RELATION, start, relation[1], relation[0])
+            return relation[1]
         if lower in SCALES:
             self.emit(Kind.SCALE, start, end, lower, Fraction(SCALES[lower]))
         elif lower in ("percent", "pct") and self.after_operand():
@@ -269,13 +246,26 @@ class _Reader:
         elif lower in WORD_OPERATORS and self.word_operates(lower, end):
             self.emit(Kind.OPERATOR, start, end, WORD_OPERATORS[lower])
             if lower == "of":  # "20% of the 50 apples": the article is no unit
-                article = _ARTICLE.match(self.text, end)
-                return article.end() if article else None
+                article = patterns.ARTICLE.match(self.text, end)
+                end = article.end() if article else end
+                maths = patterns.MATHS_AHEAD.match(self.text, end)
+                return maths.end() if maths else end
+        elif self.prose and word in LETTER_UNITS and self.is_prose_unit(end):
+            self.emit(Kind.WORD, start, end)  # 6 \\text{ m/s}
         elif following == "(" or self.is_variable(word, glued, end):
             self.emit(Kind.VARIABLE, start, end)
         else:
             self.emit(Kind.WORD, start, end)
         return None
+
+    def x_multiplies(self, start: int, end: int) -> bool:
+        """Whether an x behind an operand is a times sign: not in 2x\\sqrt{3}, 3 x-2, nor at the end of a line."""
+        last = self.tokens[-1]
+        if last.end == start and (last.kind is Kind.NUMBER or last.text == "}"):
+            return patterns.DIGIT_AHEAD.match(self.text, end) is not None
+        if self.gap and patterns.NEGATIVE_AHEAD.match(self.text, end):
+            return True  # 5 x -3
+        return patterns.FACTOR_AHEAD.match(self.text, end) is not None
 
     def on_compound(self, start: int, end: int) -> None:
         self.emit(Kind.WORD, start, end)  # base-8
@@ -285,17 +275,53 @@ class _Reader:
         if word != "of":
             if word == "mod" and self.tokens and self.tokens[-1].kind is Kind.WORD:
                 return False
-            return _OPERAND_AHEAD.match(self.text, end) is not None
-        if _OF_AHEAD.match(self.text, end) is None or not self.tokens:
+            return patterns.OPERAND_AHEAD.match(self.text, end) is not None
+        if patterns.OF_AHEAD.match(self.text, end) is None or not self.tokens:
             return False
-        last, before = self.tokens[-1], self.tokens[-2] if len(self.tokens) > 1 else None
-        if last.kind is Kind.OPERATOR:
-            return last.text == "%"
-        if last.kind is Kind.CLOSE:
-            return True
-        divided = before is not None and (before.text == "/" or before.kind is Kind.FRACTION)
-        small = last.value is not None and 0 < last.value < 1
-        return last.kind is Kind.NUMBER and (divided or small)
+        at, last = len(self.tokens) - 1, self.tokens[-1]
+        own_maths = last.kind is Kind.BREAK and self.text[last.start : last.end] == r"\)"
+        at -= own_maths  # \(25\%\) of 60
+        if at < 0 or not self.is_share(at):
+            return False
+        if own_maths:
+            self.tokens.pop()
+        return True
+
+    def is_share(self, at: int) -> bool:
+        """Whether token `at` ends a percentage or a fraction."""
+        last = self.tokens[at]
+        if last.kind is not Kind.NUMBER:
+            return last.kind is Kind.CLOSE or (last.kind is Kind.OPERATOR and last.text == "%")
+        divided = any(token.text == "/" or token.kind is Kind.FRACTION for token in self.tokens[max(at - 1, 0) : at])
+        divided |= at > 1 and self.tokens[at - 2].kind is Kind.FRACTION  # \frac12
+        return divided or (last.value is not None and 0 < last.value < 1)
+
+    def relating(self, word: str, start: int, end: int) -> tuple[str, int] | None:
+        """The relation that a word states, and where it ends: 3 + 4 equals 7, is equal to 7, is 7, is about 7."""
+        sign = "?" if patterns.NEGATED.search(self.text[max(start - 10, 0) : start]) else "="
+        if word in ("equal", "equals"):
+            sides = self.after_operand() and patterns.OPERAND_AHEAD.match(self.text, end)
+            return (sign, end) if sides or (sign == "?" and self.after_operand()) else None
+        equal = patterns.EQUAL_TO.match(self.text, end)
+        if equal and self.after_operand():
+            return ("?" if equal["no"] else sign), equal.end()
+        about = patterns.ABOUT.match(self.text, end)
+        stop = about.end() if about else end
+        if sign == "=" and self.after_computation() and patterns.STATED_AHEAD.match(self.text, stop):
+            return ("~" if about else "="), stop
+        return None
+
+    def after_computation(self) -> bool:
+        """Whether the text just computed something (3 + 4, 2 * 5 apples); 5, 9/11 and 3-5 are no such thing."""
+        at = len(self.tokens) - 1
+        for _ in range(2):
+            at -= at > 0 and self.tokens[at].kind is Kind.WORD
+        if at < 2 or self.tokens[at].kind is not Kind.NUMBER:
+            return at >= 2 and self.tokens[at].kind is Kind.CLOSE
+        operator = self.tokens[at - 1]
+        tight = operator.text in "-/" and not (operator.gap and self.tokens[at].gap)
+        after_word = self.tokens[at - 2].kind is Kind.WORD and operator.text in "+-"
+        return operator.kind is Kind.OPERATOR and not tight and not after_word
 
     def is_variable(self, word: str, glued: bool, end: int) -> bool:
         if glued or word in GLUED_UNITS:
@@ -303,11 +329,15 @@ class _Reader:
         if len(word) == 2:
             return word.lower() not in SHORT_WORDS
         if len(word) > 2:
-            return _NO_WORD.fullmatch(word) is not None
-        return word not in ("a", "A", "I") or _AFTER_ARTICLE.match(self.text, end) is None
+            return patterns.NO_WORD.fullmatch(word) is not None
+        return word not in ("a", "A", "I") or patterns.AFTER_ARTICLE.match(self.text, end) is None
 
     def on_other(self, start: int, end: int) -> None:
-        self.emit(Kind.RELATION, start, end, "?")
+        if self.text[start:end] == "!=" and not self.gap and self.after_operand():  # 5!=120, or 3+4!=8
+            self.emit(Kind.OPERATOR, start, start + 1, "!")
+            self.emit(Kind.RELATION, start + 1, end, "=")
+        else:
+            self.emit(Kind.RELATION, start, end, "?")
 
     def on_approximately(self, start: int, end: int) -> None:
         self.emit(Kind.RELATION, start, end, "~")
@@ -316,7 +346,7 @@ class _Reader:
         self.emit(Kind.RELATION, start, end, "=")
 
     def on_superscript(self, start: int, end: int) -> None:
-        digits = self.text[start:end].translate(_SUPERSCRIPTS)
+        digits = self.text[start:end].translate(patterns.SUPERSCRIPTS)
         if not re.fullmatch(r"-?[0-9]{1,4}", digits):
             self.emit(Kind.VARIABLE, start, end)
             return
@@ -325,10 +355,11 @@ class _Reader:
 
     def on_stars(self, start: int, end: int) -> None:
         """`*` and `**` are operators between operands, and emphasis elsewhere."""
-        operates = self.after_operand() and _OPERAND_AHEAD.match(self.text, end) is not None
+        operates = self.after_operand() and patterns.OPERAND_AHEAD.match(self.text, end) is not None
         even = self.gap == self.text[end : end + 1].isspace()  # emphasis has space on one side only
         after_number = end - start == 1 and bool(self.tokens) and self.tokens[-1].kind is not Kind.WORD
-        if operates and (even or after_number) and end - start < 3:
+        names = even and after_number and self.after_operand() and patterns.NAME_AHEAD.match(self.text, end)  # 3 * Ann
+        if (operates and (even or after_number) and end - start < 3) or names:
             self.emit(Kind.OPERATOR, start, end, "*" if end - start == 1 else "^")
 
     def on_currency(self, start: int, end: int) -> None:
@@ -344,15 +375,16 @@ class _Reader:
     def on_open(self, start: int, end: int) -> int | None:
         character = self.text[start]
         if character == "{" and self.transparent_next:
-            self.transparent_next = False
-            self.braces.append(None)
+            self.braces.append(self.transparent_next)
+            self.prose += self.transparent_next == _PROSE
+            self.transparent_next = 0
             return None
-        self.transparent_next = False
+        self.transparent_next = 0
         if character == "{":
             self.braces.append(max(self.digits_wanted - 1, 0))
         elif not (character == "[" and self.tokens and self.tokens[-1].kind is Kind.ROOT):
             line_start = not self.tokens or self.tokens[-1].kind is Kind.LINE_END
-            label = _LABEL.match(self.text, start) if line_start else None
+            label = patterns.LABEL.match(self.text, start) if line_start else None
             if label:
                 self.emit(Kind.BREAK, start, label.end(), "")
                 return label.end()
@@ -367,7 +399,8 @@ class _Reader:
     def on_close(self, start: int, end: int) -> None:
         character = {"\uff09": ")", "\u3011": "]"}.get(self.text[start], self.text[start])
         wanted = self.braces.pop() if character == "}" and self.braces else 0
-        if wanted is None:
+        if wanted < 0:
+            self.prose -= wanted == _PROSE
             return
         self.emit(Kind.CLOSE, start, end, character)
         self.digits_wanted = 1 if character == "]" and self.in_root_index else wanted
@@ -378,7 +411,7 @@ class _Reader:
 
     def on_rest(self, start: int, end: int) -> int | None:
         character = self.text[start]
-        unit = _UNIT_AFTER_HYPHEN.match(self.text, end) if character in "-\u2010\u2011" else None
+        unit = patterns.UNIT_AFTER_HYPHEN.match(self.text, end) if character in "-\u2010\u2011" else None
         after_name = bool(self.tokens) and self.tokens[-1].kind is Kind.VARIABLE and not self.gap
         compound = unit and (self.glued(start) or (after_name and len(unit[0]) > 3))
         if unit and compound and not self.is_variable(unit[0], False, unit.end()):  # a 3-page letter, the x-coordinate
@@ -387,7 +420,11 @@ class _Reader:
         if character in SIGN_OPERATORS:
             self.emit(Kind.OPERATOR, start, end, SIGN_OPERATORS[character])
         elif character == "!":
-            self.emit(Kind.OPERATOR if self.after_operand() and not self.gap else Kind.BREAK, start, end, "!")
+            following = self.text[end : end + 1]
+            if following.isdigit() and not self.after_operand():  # !5, a subfactorial
+                self.emit(Kind.VARIABLE, start, end)
+            else:
+                self.emit(Kind.OPERATOR if self.after_operand() and not self.gap else Kind.BREAK, start, end, "!")
         elif character == "|":
             self.emit(Kind.BREAK, start, end, "|")
         elif character in "_@" or unicodedata.category(character) in ("Sm", "Lm", "Lo", "Nd", "No"):
@@ -405,5 +442,5 @@ def read_tokens(text: str) -> TokenList:
     """
     reader = _Reader(text)
     reader.read()
-    tokens = resolve_line_ends(reader.tokens, text)
+    tokens = resolve_line_ends(read_unit_letters(reader.tokens), text)
     return TokenList(text, tokens, match_brackets(tokens), reader.annotations)

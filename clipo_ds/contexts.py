@@ -1,0 +1,91 @@
+"""What the prose around an equation says about it: that it is denied or only tried, a remainder, a last digit, cut off.
+
+Layer L1, imports nothing of the package and no torch. For `clipo_ds.doubts`, which asks only about equations that come
+out false. Every question looks at a bounded stretch of the text before or behind the equation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+
+REACH = 90
+"""Characters before and behind an equation that may say something about it."""
+
+_ASKED = re.compile(r"[^.,!;:\n=]{0,40}\?")
+_DENIED = re.compile(
+    r"""
+    \b(?:is|are|was|were)\s(?:\w+ly\s)?(?:not\s(?:\w+ly\s)?(?:true|correct|right|possible|valid|the\scase|equal|so\b
+        |a\s(?:true|valid|correct|solution)|satisfied)|false|untrue|wrong|incorrect|impossible|absurd|invalid|nonsense)
+  | \bnot\s(?:true|correct|valid|possible|equal)
+  | \b(?:is|was|are)n['\u2019]t\s(?:true|correct|right|possible|valid|the\scase|equal|so\b|a\s)
+  | \b(?:does|do|did|would|will|could|can)(?:\snot|n['\u2019]t)\s
+        (?:hold|work|check|satisfy|match|equal|make\ssense|fit|agree|be\b)
+  | \bcannot\sbe | \bcontradict | \babsurd | \bextraneous | \bfails?\b | \bno\ssolution
+  | \(?\b(?:false|wrong|incorrect|nope|no)\b\s?[).,!;]
+  | ≠ | \\neq?(?![A-Za-z]) | \\not\s?= | !=(?=\s) | [✗✘❌✖]
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_TRIED = re.compile(
+    r"""
+    (?:\bif|\bnot|\bunless|\binstead\sof|\brather\sthan|n['\u2019]t)\W{0,4}$
+  | \b(?:whether|suppos\w+|assum\w+|pretend\w*|imagin\w+|wrongly|incorrectly|mistaken\w*|falsely|guess\w*|claim\w*
+        |trying)\b
+  | \bif\s(?:it|they|he|she|we|this|that|there|\w+)\s(?:were|was|had\sbeen)\b
+  | \b(?:check|see|test|verify|ask|tell)(?:s|ed|ing)?\sif\b
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?]\s|\n")
+_REMAINDER = re.compile(
+    r"\bremain\w*|\bleft\b|\bleft-?overs?\b|\brem\b|\br(?:\s|\.\s)?[0-9]|\bwith\b.{1,20}\bover\b"
+    r"|\bquotient|\binteger\s(?:part|division)|\bfull\b|\bwhole\b|\bcomplete\b|\bfloor\b|\bround\w*\sdown|\bmod\b",
+    re.IGNORECASE,
+)
+_DIGIT = re.compile(r"\b(?:digit|unit)s?\b|\bends?\s(?:in|with)\b", re.IGNORECASE)
+_RESIDUE = re.compile(r"\bmod(?:ulo)?\b|\\p?mod|\bcongruen|\bresidue|\bremainder|\\equiv|≡", re.IGNORECASE)
+_PARITY = re.compile(
+    r"\bparity\b|\beven\b(?s:.){0,40}\bodd\b|\bodd\b(?s:.){0,40}\beven\b|\bbinary\b|\bxor\b", re.IGNORECASE
+)
+
+
+def _before(text: str, start: int) -> str:
+    """The sentence before a place, of bounded length."""
+    window = text[max(start - REACH, 0) : start]
+    ends = [found.end() for found in _SENTENCE_END.finditer(window)]
+    return window[ends[-1] :] if ends else window
+
+
+def is_denied_or_tried(text: str, start: int, end: int) -> bool:
+    """Whether the text says that its equation is false, asks, or only tries: "is 3 + 4 = 8? No, 3 + 4 \\neq 8"."""
+    behind = text[end : end + REACH]
+    return bool(_ASKED.match(behind) or _DENIED.search(behind) or _TRIED.search(_before(text, start)))
+
+
+def states_quotient(text: str, start: int, end: int, stated: Fraction, actual: Fraction) -> bool:
+    """Whether a division is given its whole part, and a remainder is told: 49 / 9 = 5 full rounds, 4 remain."""
+    if stated.denominator != 1 or stated != math.floor(actual):
+        return False
+    return bool(_REMAINDER.search(text[end : end + REACH]) or _REMAINDER.search(_before(text, start)))
+
+
+def counts_in_residues(text: str, start: int, end: int, stated: Fraction, actual: Fraction) -> bool:
+    """Whether both sides differ by a multiple that the text leaves out: 7 * 3 = 1, said of the units digit."""
+    if stated.denominator != 1 or actual.denominator != 1:
+        return False
+    around = text[max(start - 2 * REACH, 0) : end + REACH]
+    return bool(
+        (0 <= stated < 10 and (stated - actual) % 10 == 0 and _DIGIT.search(around))
+        or (stated in (0, 1) and (stated - actual) % 2 == 0 and _PARITY.search(around))
+        or (0 <= stated < actual and _RESIDUE.search(around))
+    )
+
+
+def is_cut_off(text: str, end: int, stated: Fraction, actual: Fraction) -> bool:
+    """Whether the text ends inside its last number: 100 - 8.688 = 9, of 91.312."""
+    if text[end:].strip() or stated.denominator != 1 or text[end - 1 : end] not in tuple("0123456789"):
+        return False
+    shown, meant = str(int(stated)), str(int(actual))
+    return len(shown) < len(meant) and meant.startswith(shown)
