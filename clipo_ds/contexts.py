@@ -20,7 +20,8 @@ _DENIED = re.compile(
         |a\s(?:true|valid|correct|solution)|satisfied)|false|untrue|wrong|incorrect|impossible|absurd|invalid|nonsense)
   | \bnot\s(?:true|correct|valid|possible|equal)
   | \b(?:is|was|are)n['\u2019]t\s(?:true|correct|right|possible|valid|the\scase|equal|so\b|a\s)
-  | \b(?:does|do|did|would|will|could|can)(?:\snot|n['\u2019]t)\s
+  | \bnever\s(?:true|equal|hold|correct) | \bcan['\u2019]t\sbe
+  | \b(?:does|do|did|would|will|could)(?:\snot|n['\u2019]t)\s
         (?:hold|work|check|satisfy|match|equal|make\ssense|fit|agree|be\b)
   | \bcannot\sbe | \bcontradict | \babsurd | \bextraneous | \bfails?\b | \bno\ssolution
   | \(?\b(?:false|wrong|incorrect|nope|no)\b\s?[).,!;]
@@ -44,6 +45,11 @@ _REMAINDER = re.compile(
     r"|\bquotient|\binteger\s(?:part|division)|\bfull\b|\bwhole\b|\bcomplete\b|\bfloor\b|\bround\w*\sdown|\bmod\b",
     re.IGNORECASE,
 )
+_IN_UNITS = re.compile(
+    r"[\s$\\){}]*(?:text)?[\s{]*(?:hour|hr|day|week|min|minute|year|month|feet|foot|ft|dollar|pound|lb|yard|dozen|kg|m)s?\b"
+    r"[\s$\\(){},]*(?:and)?[\s$\\(){}]*[0-9]"
+)
+"""4 hours and 10 minutes, of 250 / 60 = 4."""
 _DIGIT = re.compile(r"\b(?:digit|unit)s?\b|\bends?\s(?:in|with)\b", re.IGNORECASE)
 _RESIDUE = re.compile(r"\bmod(?:ulo)?\b|\\p?mod|\bcongruen|\bresidue|\bremainder|\\equiv|≡", re.IGNORECASE)
 _PARITY = re.compile(
@@ -68,7 +74,8 @@ def states_quotient(text: str, start: int, end: int, stated: Fraction, actual: F
     """Whether a division is given its whole part, and a remainder is told: 49 / 9 = 5 full rounds, 4 remain."""
     if stated.denominator != 1 or stated != math.floor(actual):
         return False
-    return bool(_REMAINDER.search(text[end : end + REACH]) or _REMAINDER.search(_before(text, start)))
+    behind = text[end : end + REACH]
+    return bool(_IN_UNITS.match(behind) or _REMAINDER.search(behind) or _REMAINDER.search(_before(text, start)))
 
 
 def counts_in_residues(text: str, start: int, end: int, stated: Fraction, actual: Fraction) -> bool:

@@ -39,7 +39,7 @@ from clipo_ds.mathwords import (
     PRONOUNS,
     RESULT_VERBS,
 )
-from clipo_ds.rationals import Unknown
+from clipo_ds.rationals import PI, Unknown
 
 WORDS_BEFORE = 5
 """So many words before an equation may compute with it."""
@@ -53,6 +53,8 @@ def judge(equation: Equation) -> bool | None:
         if isinstance(side.value, Unknown) and not side.value.undefined:
             return None
     if equation.num_operations == 0 and not equation.in_chain:
+        return None
+    if equation.pi_matters():
         return None
     totals = _totals(equation)
     if equation.holds() if totals is None else totals.left == totals.right:
@@ -111,11 +113,14 @@ def _means_otherwise(equation: Equation) -> bool:
     """Whether the prose around says that this is no statement of arithmetic."""
     text = equation.source.text
     start, end = equation.span
+    left, right = equation.left, equation.right
     if is_denied_or_tried(text, start, end):
         return True
     stated, actual = equation.stated_and_actual
     if stated is None or actual is None:
         return False
+    if "pi" in left.features & right.features and ((stated - actual) / PI).limit_denominator(1000).denominator == 1:
+        return True  # 13 pi/6 = pi/6, the same angle
     divides = any(token.text in ("/", "mod") or token.kind is Kind.FRACTION for token in _tokens(equation))
     return (
         (divides and states_quotient(text, start, end, stated, actual))

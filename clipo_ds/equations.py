@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, pairwise
 
-from clipo_ds.expressions import Expression, parse_expression
+from clipo_ds.expressions import Expression, is_remark, parse_expression
 from clipo_ds.mathtokens import Kind, TokenList
 from clipo_ds.rationals import Unknown
 
@@ -51,10 +51,15 @@ class Equation:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Characters from the left side to the end of the right one, without its trailing units."""
+        """Characters from the left side to the end of the right one, without its trailing units and remarks."""
         tokens, last = self.source.tokens, self.right.stop - 1
-        while tokens[last].kind is Kind.WORD:
-            last -= 1
+        while True:
+            if tokens[last].kind is Kind.WORD:
+                last -= 1
+            elif tokens[last].text == ")" and is_remark(self.source, self.source.partner[last]):
+                last = self.source.partner[last] - 1
+            else:
+                break
         return tokens[self.left.start].start, tokens[last].end
 
     @property
@@ -69,12 +74,23 @@ class Equation:
             return True
         if self.right.stop - self.left.start > MAX_READ_AGAIN:
             return False
-        features = sorted(self.left.features | self.right.features)
+        features = sorted((self.left.features | self.right.features) - {"pi"})
         for readings in (frozenset(chosen) for size in (1, 2) for chosen in combinations(features, size)):
             left, right = self.read_again(self.left, readings), self.read_again(self.right, readings)
             if left.stop == self.left.stop and self.sides_agree(left, right, None):
                 return True
         return False
+
+    def pi_matters(self) -> bool:
+        """Whether one side alone depends on pi: 2\pi = 6, but not 120\pi/480\pi = 0.25."""
+        return self.depends_on_pi(self.left) != self.depends_on_pi(self.right)
+
+    def depends_on_pi(self, side: Expression) -> bool:
+        return "pi" in side.features and all(
+            parse_expression(self.source, side.start, side.stop, readings | {"pi"}).value
+            != parse_expression(self.source, side.start, side.stop, readings).value
+            for readings in (frozenset[str](), frozenset({"tight"}))
+        )
 
     def read_again(self, side: Expression, readings: frozenset[str]) -> Expression:
         own = readings if side.operations else readings - {"decimal"}  # what is stated stands as it is
@@ -85,7 +101,7 @@ class Equation:
             return False
         for scale_left, scale_right in _percent_scales(self.source, left, right):
             a, b = left.value * scale_left, right.value * scale_right
-            percent = max(scale_left, scale_right) > 1
+            percent = scale_right > 1 or (scale_left > 1 and _takes_percents(self.source, left))
             candidates = [a] if exact is None else [a, exact * scale_left]
             for value in candidates:
                 if abs(value - b) <= ROOT_TOLERANCE:

@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from clipo_ds.mathtokens import Kind, Token, TokenList
+from clipo_ds.mathtokens import PI_SIGN, Kind, Token, TokenList
 from clipo_ds.mathunits import singular
-from clipo_ds.mathwords import CLAUSE_WORDS, PREPOSITIONS
+from clipo_ds.mathwords import CLAUSE_WORDS, PARTS, PREPOSITIONS
 from clipo_ds.rationals import Unknown, Value, apply, unrounded
 
 MAX_DEPTH = 30
@@ -38,6 +38,7 @@ READINGS = (
     "and",  # = 7 and 1/2 is not seven and a half
     "floor",  # [100/7]: the whole part, in square brackets
     "decimal",  # 4.167 stands for 25/6
+    "pi",  # no customary reading: with 3 for pi it shows whether pi cancels
 )
 """Features of an expression that has a second customary reading, and what that reading is."""
 
@@ -212,7 +213,7 @@ class _Parser:
     def beside(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         """A factor written beside the one before: (1/2)(6), 3(4+5), 2\\sqrt{9}; two bare numbers are no product."""
         token, before = self.tokens[index], self.tokens[index - 1]
-        if token.kind is Kind.NUMBER and (before.kind is not Kind.CLOSE or token.gap):
+        if token.kind is Kind.NUMBER and token.text != PI_SIGN and (before.kind is not Kind.CLOSE or token.gap):
             self.fail()
         self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (3)2: a factor, or a power
         if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
@@ -271,6 +272,9 @@ class _Parser:
             self.numbers += 1
             if token.currency:
                 self.units.add("dollar")
+            if token.text == PI_SIGN:
+                self.features.add("pi")
+                return (Fraction(3) if "pi" in self.readings else token.value), index + 1
             return self.mixed(token, index + 1, stop, depth)
         if token.kind is Kind.OPEN:
             return self.bracket(index, depth)
@@ -304,7 +308,10 @@ class _Parser:
         value, end = self.sum(index + 1, close, depth + 1)
         if end != close:
             self.fail()
-        if self.tokens[index].text == "[" and value is not None and value.denominator != 1:
+        if self.tokens[index].text == "|":
+            self.operations += 1
+            value = None if value is None else abs(value)
+        elif self.tokens[index].text == "[" and value is not None and value.denominator != 1:
             self.features.add("floor")
             value = Fraction(math.floor(value)) if "floor" in self.readings else value
         return value, close + 1
@@ -319,7 +326,7 @@ class _Parser:
         if index >= stop or value.denominator != 1:
             return value, index
         following = self.tokens[index]
-        if following.kind is Kind.WORD and following.text == "and" and depth == 0:
+        if following.text == "and" and depth == 0:
             added, end = self.fraction_at(index + 1)
             if added is not None and self.ends_statement(end):  # = 16 and 2/3
                 self.features.add("and")
@@ -344,6 +351,8 @@ class _Parser:
             whole = self.tokens[index].value
             if whole is not None and 0 < whole < 1 and not self.tokens[index].decimals:
                 return whole, index + 1
+            if self.tokens[index].text == "a" and index + 1 < len(self.tokens):  # and a half
+                return PARTS.get(self.tokens[index + 1].text), index + 2
         for shape in _FRACTION_SHAPES:
             tokens = self.tokens[index : index + len(shape)]
             if len(tokens) == len(shape) and all(
@@ -361,8 +370,10 @@ class _Parser:
         if index >= len(self.tokens):
             return True
         token = self.tokens[index]
-        return token.kind is Kind.BREAK or (
-            token.kind in _WORDS and token.text.lower() not in ("of", "and", "or", "is")
+        return (
+            token.kind is Kind.BREAK
+            or token.text == "%"
+            or (token.kind in _WORDS and token.text.lower() not in ("of", "and", "or", "is"))
         )
 
     def after_units(self, index: int, stop: int) -> int:
@@ -447,3 +458,8 @@ def parse_expression(source: TokenList, start: int, stop: int, readings: frozens
 
 def begins_expression(source: TokenList, index: int, stop: int) -> bool:
     return _Parser(source, frozenset()).is_operand(index, stop)
+
+
+def is_remark(source: TokenList, index: int) -> bool:
+    """Whether the bracket that opens at a token says something in words: 7 (apples)."""
+    return _Parser(source, frozenset()).is_remark(index)

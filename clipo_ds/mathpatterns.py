@@ -18,7 +18,7 @@ FACTOR_AHEAD = re.compile(
 NEGATIVE_AHEAD = re.compile(r"[^\S\n]+[-\u2212](?:[0-9]|\.[0-9])")
 NAME_AHEAD = re.compile(r"[^\S\n]*(?:\\text\w*\{[^\S\n]*)?[^\W\d_]")
 OF_AHEAD = re.compile(
-    r"[\s}]{1,6}(?:\\\)|\$)?\s{0,3}(?:(?:the|these|those|his|her|their|all)\s{1,3})?(?:\\\(\s?|[\\$£€{]){0,3}"
+    r"[\s}]{1,6}(?:\\\)|\$)?\s{0,3}(?:(?:the|these|those|his|her|their|all)[\s}]{1,4})?(?:\\\(\s?|[\\$£€{]){0,3}"
     r"(?:[0-9.(]|[dtc]?frac)"
 )
 MATHS_AHEAD = re.compile(r"\s{0,3}\\\(")

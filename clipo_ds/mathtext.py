@@ -18,7 +18,7 @@ import unicodedata
 from fractions import Fraction
 
 from clipo_ds import mathpatterns as patterns
-from clipo_ds.mathtokens import Kind, Token, TokenList, match_brackets, read_unit_letters, resolve_line_ends
+from clipo_ds.mathtokens import PI_SIGN, Kind, Token, TokenList, match_brackets, read_unit_letters, resolve_line_ends
 from clipo_ds.mathwords import (
     BINOMIAL_COMMANDS,
     BREAK_COMMANDS,
@@ -38,6 +38,7 @@ from clipo_ds.mathwords import (
     TRANSPARENT_COMMANDS,
     WORD_OPERATORS,
 )
+from clipo_ds.rationals import PI
 
 MAX_DIGITS = 300
 """A literal with more digits than this is not read as a number."""
@@ -156,6 +157,8 @@ class _Reader:
             self.emit(Kind.ROOT if name == "sqrt" else kind, start, end)
             self.digits_wanted = 1 if name == "sqrt" else 2
             return
+        elif name == "pi":
+            self.emit(Kind.NUMBER, start, end, PI_SIGN, PI)
         elif name in COMMAND_RELATIONS:
             self.emit(Kind.RELATION, start, end, COMMAND_RELATIONS[name])
         elif name in TRANSPARENT_COMMANDS:
@@ -217,6 +220,9 @@ class _Reader:
         glued = self.glued(start)
         if lower == "x" and self.after_operand() and self.x_multiplies(start, end):
             self.emit(Kind.OPERATOR, start, end, "*")
+            return None
+        if lower in (PI_SIGN, "pi") and not following.isdigit():
+            self.emit(Kind.NUMBER, start, end, PI_SIGN, PI)
             return None
         if following.isdigit() or following == "_":
             stop = end
@@ -426,12 +432,19 @@ class _Reader:
             else:
                 self.emit(Kind.OPERATOR if self.after_operand() and not self.gap else Kind.BREAK, start, end, "!")
         elif character == "|":
-            self.emit(Kind.BREAK, start, end, "|")
+            self.emit(self.kind_of_bar(start, end), start, end, "|")
         elif character in "_@" or unicodedata.category(character) in ("Sm", "Lm", "Lo", "Nd", "No"):
             self.emit(Kind.VARIABLE, start, end)
         else:
             self.emit(Kind.BREAK, start, end, "")
         return None
+
+    def kind_of_bar(self, start: int, end: int) -> Kind:
+        """|3 - 5| is an absolute value; with spaces inside, as in the rows of a table, a bar is a break."""
+        if self.after_operand():
+            return Kind.BREAK if self.gap and not self.text.endswith(r"\right", 0, start) else Kind.CLOSE
+        inside = self.text[end : end + 1]
+        return Kind.BREAK if inside.isspace() and not self.text.endswith(r"\left", 0, start) else Kind.OPEN
 
 
 def read_tokens(text: str) -> TokenList:

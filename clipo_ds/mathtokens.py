@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 from clipo_ds.mathwords import LETTER_UNITS
 
+PI_SIGN = "\N{GREEK SMALL LETTER PI}"
+"""Text of the NUMBER token that is pi."""
+
 
 class Kind(Enum):
     NUMBER = auto()
     OPERATOR = auto()  # text is one of + - * / ^ % ! mod of
-    OPEN = auto()  # ( [ {
+    OPEN = auto()  # ( [ { |
     CLOSE = auto()
     FRACTION = auto()  # \frac, two arguments follow
     BINOMIAL = auto()
@@ -126,7 +129,7 @@ def is_binary(token: Token) -> bool:
 def match_brackets(tokens: list[Token]) -> dict[int, int]:
     """Partners of the brackets that group one expression; all others become breaks, in place."""
     partner: dict[int, int] = {}
-    closes = {"(": ")", "[": "]", "{": "}"}
+    closes = {"(": ")", "[": "]", "{": "}", "|": "|"}
     stack: list[int] = []
 
     def give_up(index: int) -> None:

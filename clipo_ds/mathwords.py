@@ -6,6 +6,8 @@ Layer L1, imports nothing of the package and no torch.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -78,6 +80,7 @@ FRACTION_WORDS = _words(
     "half third thirds fourth fourths fifth fifths sixth tenth quarter quarters twice double triple thrice"
 )
 """Words that compute with what follows them, also with an "of" between."""
+PARTS = {"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)}
 COMPUTING_WORDS = FRACTION_WORDS | _words(
     "sin cos tan sec csc cot log ln exp sqrt root lcm gcd gcf hcf max min floor ceil ceiling abs squared cubed minus "
     "plus less more divided multiplied mod modulo choose factorial negative"

@@ -22,6 +22,10 @@ ROOT_DIGITS = 40
 """Significant digits of an irrational root; it is cut behind them."""
 
 
+PI = Fraction("3.1415926535897932384626433832795028841971")
+"""To as many digits as a root."""
+
+
 class Unknown(NamedTuple):
     """Why there is no value: nothing that can be computed, or arithmetic that has none (division by zero)."""
 
