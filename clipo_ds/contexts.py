@@ -39,6 +39,10 @@ _TRIED = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_SOLVED = re.compile(
+    r"=\s?0(?![.0-9])|\b0\s?=|\bboth\ssides|\bsol(?:v|ution)|\bno\s(?:real\s)?(?:values?|roots?)\b|\bequation|\bsubtract",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?]\s|\n")
 _REMAINDER = re.compile(
     r"\bremain\w*|\bleft\b|\bleft-?overs?\b|\brem\b|\br(?:\s|\.\s)?[0-9]|\bwith\b.{1,20}\bover\b"
@@ -96,3 +100,8 @@ def is_cut_off(text: str, end: int, stated: Fraction, actual: Fraction) -> bool:
         return False
     shown, meant = str(int(stated)), str(int(actual))
     return len(shown) < len(meant) and meant.startswith(shown)
+
+
+def is_solved(text: str, start: int, end: int) -> bool:
+    """Whether the text solves its equation in an unknown: x + 3 = 3(x + 1), which leads to x = 0."""
+    return _SOLVED.search(text[max(start - REACH, 0) : start] + " " + text[end : end + 2 * REACH]) is not None

@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from clipo_ds.contexts import counts_in_residues, is_cut_off, is_denied_or_tried, states_quotient
+from clipo_ds.contexts import counts_in_residues, is_cut_off, is_denied_or_tried, is_solved, states_quotient
 from clipo_ds.equations import MAX_READ_AGAIN, Equation
 from clipo_ds.expressions import Expression, parse_expression
 from clipo_ds.mathtokens import Kind, Token, is_binary
@@ -43,15 +43,18 @@ from clipo_ds.rationals import PI, Unknown
 
 WORDS_BEFORE = 5
 """So many words before an equation may compute with it."""
+PROBES = (Fraction(2), Fraction(5), Fraction(11))
+"""Values at which an identity in one unknown is tried,"""
+MAX_IDENTITY = 60
+"""and so many tokens may each of its sides have."""
 SLIP = Fraction(1, 3)
 """Share by which a sum of differently named things is off at most where it is a slip, and counts nothing else."""
 
 
 def judge(equation: Equation) -> bool | None:
     """True, False, or None where there is nothing to count."""
-    for side in (equation.left, equation.right):
-        if isinstance(side.value, Unknown) and not side.value.undefined:
-            return None
+    if any(isinstance(side.value, Unknown) and not side.value.undefined for side in (equation.left, equation.right)):
+        return _judge_identity(equation)
     if equation.num_operations == 0 and not equation.in_chain:
         return None
     if equation.pi_matters():
@@ -62,6 +65,39 @@ def judge(equation: Equation) -> bool | None:
     if totals is None and _units_in_doubt(equation):
         return None
     return None if _in_doubt(equation) else False
+
+
+def _judge_identity(equation: Equation) -> bool | None:
+    """False for an equation in one unknown that should hold for all its values, and holds for none but 0.
+
+    None for all others: 2x + 3 = 7 or 2x = 3x - 5 may be solved, and what is true may be a definition.
+    """
+    left, right, source = equation.left, equation.right, equation.source
+    name = _unknown_of(equation)
+    if not name or left.operations == 0 or left.additions + right.additions == 0:
+        return None
+    differences = []
+    for value in PROBES:
+        sides = [parse_expression(source, s.start, s.stop, unknown=(name, value)).value for s in (left, right)]
+        if isinstance(sides[0], Unknown) or isinstance(sides[1], Unknown) or sides[0] == sides[1]:
+            return None
+        differences.append(sides[0] - sides[1])
+    never = any(len({d / p**power for d, p in zip(differences, PROBES, strict=True)}) == 1 for power in range(4))
+    return False if never and not is_solved(source.text, *equation.span) and not _in_doubt(equation) else None
+
+
+def _unknown_of(equation: Equation) -> str:
+    """The letter that is the only unknown of both sides, which have no roots and bars; or nothing."""
+    names = []
+    for side in (equation.left, equation.right):
+        tokens = equation.source.tokens[side.start : side.stop]
+        if len(tokens) > MAX_IDENTITY or any(token.kind is Kind.ROOT or token.text == "|" for token in tokens):
+            return ""
+        names.append({token.text for token in tokens if token.kind is Kind.VARIABLE})
+    if names[0] != names[1] or len(names[0]) != 1:
+        return ""
+    (name,) = names[0]
+    return name if len(name) == 1 and name.isalpha() and name not in "ie" else ""
 
 
 def stated_and_actual(equation: Equation) -> tuple[Fraction | None, Fraction | None]:
@@ -119,8 +155,8 @@ def _means_otherwise(equation: Equation) -> bool:
     stated, actual = equation.stated_and_actual
     if stated is None or actual is None:
         return False
-    if "pi" in left.features & right.features and ((stated - actual) / PI).limit_denominator(1000).denominator == 1:
-        return True  # 13 pi/6 = pi/6, the same angle
+    if "pi" in left.features & right.features and _is_same_angle(equation, stated - actual):
+        return True
     divides = any(token.text in ("/", "mod") or token.kind is Kind.FRACTION for token in _tokens(equation))
     return (
         (divides and states_quotient(text, start, end, stated, actual))
@@ -128,6 +164,12 @@ def _means_otherwise(equation: Equation) -> bool:
         or is_cut_off(text, end, stated, actual)
         or text[equation.source.tokens[equation.relation].start - 1] == "!"  # 3+4!=8
     )
+
+
+def _is_same_angle(equation: Equation, difference: Fraction) -> bool:
+    """13 pi/6 = pi/6: whole turns are left out."""
+    computes = any(token.text in tuple("()+*^") for token in _tokens(equation))
+    return not computes and (difference / PI).limit_denominator(1000).denominator == 1
 
 
 def _tokens(equation: Equation) -> list[Token]:

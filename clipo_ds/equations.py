@@ -129,6 +129,8 @@ class Equation:
             return abs(value - stated) <= place * _trailing_zeros(stated / place)
         digits = len(str(abs(stated / place).numerator))
         if abs(value - stated) * 2 <= place:
+            if digits == 1 and value != stated and (value / place * 10).denominator == 1:
+                return False  # 1/4 = 0.3
             return place < scale or percent or digits >= MIN_ROUNDED_DIGITS
         cut = 0 < (value - stated) * (1 if stated > 0 else -1) < place
         return cut and place < scale and digits >= MIN_CUT_DIGITS

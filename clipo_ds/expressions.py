@@ -74,7 +74,11 @@ class _Parser:
     """One parse of one expression. Methods take a token index and the index where their range ends, and return
     a value (None once anything unknown was met) and the index after what they read."""
 
-    def __init__(self, source: TokenList, readings: frozenset[str]) -> None:
+    def __init__(
+        self, source: TokenList, readings: frozenset[str], unknown: tuple[str, Fraction] | None = None
+    ) -> None:
+        self.letter = unknown
+        self.latex = source.latex
         self.tokens, self.partner = source.tokens, source.partner
         self.readings = readings
         self.features: set[str] = set()
@@ -259,6 +263,8 @@ class _Parser:
         if depth >= MAX_DEPTH or not self.is_operand(index, stop, signed=False):
             self.fail()
             return None, max(index, min(index + 1, stop))
+        if self.latex and self.tokens[index].end - self.tokens[index].start > 1:
+            self.ambiguous |= self.tokens[index].kind is Kind.NUMBER  # ^24 is ^{2}4 in LaTeX
         value, index = self.primary(index, stop, depth + 1)
         if index < stop and self.tokens[index].kind is Kind.OPERATOR and self.tokens[index].text == "^":
             self.ambiguous = True
@@ -289,6 +295,10 @@ class _Parser:
             upper, index = self.argument(index + 1, stop, depth)
             lower, index = self.argument(index, stop, depth)
             return self.combine(upper, "/" if token.kind is Kind.FRACTION else "choose", lower), index
+        following = self.tokens[index + 1] if index + 1 < len(self.tokens) else None
+        calls = following is not None and following.kind is Kind.OPEN and not following.gap
+        if self.letter is not None and token.text == self.letter[0] and not calls:
+            return self.letter[1], index + 1
         self.fail()
         return None, index + 1
 
@@ -424,18 +434,24 @@ class _Parser:
         return token.kind is Kind.WORD or (after_word and token.kind is Kind.VARIABLE and token.text.isalpha())
 
 
-def parse_expression(source: TokenList, start: int, stop: int, readings: frozenset[str] = frozenset()) -> Expression:
+def parse_expression(
+    source: TokenList,
+    start: int,
+    stop: int,
+    readings: frozenset[str] = frozenset(),
+    unknown: tuple[str, Fraction] | None = None,
+) -> Expression:
     """Parse the longest expression that begins at token `start` and ends before token `stop`.
 
     `readings` names the features of `READINGS` that are to be read the other way. An operand must stand at `start`
-    (`begins_expression`).
+    (`begins_expression`). `unknown` is a letter and the value to read it with.
 
     >>> from clipo_ds.mathtext import read_tokens
     >>> source = read_tokens("2 green hats + 3(4 - 1) hats are")
     >>> parse_expression(source, 0, len(source.tokens)).value
     Fraction(11, 1)
     """
-    parser = _Parser(source, readings)
+    parser = _Parser(source, readings, unknown)
     value, end = parser.sum(start, stop, 0)
     if value is None or parser.unknown is not None:
         result: Value = parser.unknown or Unknown(undefined=False)

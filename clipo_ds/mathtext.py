@@ -456,4 +456,4 @@ def read_tokens(text: str) -> TokenList:
     reader = _Reader(text)
     reader.read()
     tokens = resolve_line_ends(read_unit_letters(reader.tokens), text)
-    return TokenList(text, tokens, match_brackets(tokens), reader.annotations)
+    return TokenList(text, tokens, match_brackets(tokens), reader.annotations, reader.latex)

@@ -52,6 +52,7 @@ class TokenList(NamedTuple):
     tokens: list[Token]
     partner: dict[int, int]  # index of an OPEN token -> index of its CLOSE, and back
     annotations: list[Token]
+    latex: bool = False  # whether the text has LaTeX commands
 
 
 def read_unit_letters(tokens: list[Token]) -> list[Token]:
