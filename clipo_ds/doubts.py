@@ -1,6 +1,6 @@
-"""The verdict on an equation, and what leaves one in doubt that comes out false.
+"""What leaves an equation in doubt that comes out false.
 
-Layer L1, between `clipo_ds.equations` and `clipo_ds.steps`; no torch. A link that comes out false is called so only
+Layer L1, between `clipo_ds.equations` and `clipo_ds.verdicts`; no torch. A link that comes out false is called so only
 when nothing around it leaves its extent or its meaning in doubt. The rules for that were found by reading what the
 check flagged in human solutions of MATH and GSM8K and in texts of models; each names its example.
 """
@@ -9,20 +9,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple
 
-from clipo_ds.contexts import counts_in_residues, is_cut_off, is_denied_or_tried, is_solved, states_quotient
+from clipo_ds.contexts import counts_in_residues, is_cut_off, is_denied_or_tried, states_quotient
 from clipo_ds.equations import MAX_READ_AGAIN, Equation
-from clipo_ds.expressions import Expression, parse_expression
+from clipo_ds.expressions import Expression, is_remark, parse_expression
 from clipo_ds.mathtokens import Kind, Token, is_binary
-from clipo_ds.mathunits import (
-    UNITS,
-    first_names,
-    measured_total,
-    mixes_measures,
-    singular,
-    units_of_product,
-)
+from clipo_ds.mathunits import UNITS, first_names, mixes_measures, singular, units_of_product
 from clipo_ds.mathwords import (
     ARTICLES,
     COMPARING_WORDS,
@@ -43,90 +35,11 @@ from clipo_ds.rationals import PI, Unknown
 
 WORDS_BEFORE = 5
 """So many words before an equation may compute with it."""
-PROBES = (Fraction(2), Fraction(5), Fraction(11))
-"""Values at which an identity in one unknown is tried,"""
-MAX_IDENTITY = 60
-"""and so many tokens may each of its sides have."""
 SLIP = Fraction(1, 3)
 """Share by which a sum of differently named things is off at most where it is a slip, and counts nothing else."""
 
 
-def judge(equation: Equation) -> bool | None:
-    """True, False, or None where there is nothing to count."""
-    if any(isinstance(side.value, Unknown) and not side.value.undefined for side in (equation.left, equation.right)):
-        return _judge_identity(equation)
-    if equation.num_operations == 0 and not equation.in_chain:
-        return None
-    if equation.pi_matters():
-        return None
-    totals = _totals(equation)
-    if equation.holds() if totals is None else totals.left == totals.right:
-        return True
-    if totals is None and _units_in_doubt(equation):
-        return None
-    return None if _in_doubt(equation) else False
-
-
-def _judge_identity(equation: Equation) -> bool | None:
-    """False for an equation in one unknown that should hold for all its values, and holds for none but 0.
-
-    None for all others: 2x + 3 = 7 or 2x = 3x - 5 may be solved, and what is true may be a definition.
-    """
-    left, right, source = equation.left, equation.right, equation.source
-    name = _unknown_of(equation)
-    if not name or left.operations == 0 or left.additions + right.additions == 0:
-        return None
-    differences = []
-    for value in PROBES:
-        sides = [parse_expression(source, s.start, s.stop, unknown=(name, value)).value for s in (left, right)]
-        if isinstance(sides[0], Unknown) or isinstance(sides[1], Unknown) or sides[0] == sides[1]:
-            return None
-        differences.append(sides[0] - sides[1])
-    never = any(len({d / p**power for d, p in zip(differences, PROBES, strict=True)}) == 1 for power in range(4))
-    return False if never and not is_solved(source.text, *equation.span) and not _in_doubt(equation) else None
-
-
-def _unknown_of(equation: Equation) -> str:
-    """The letter that is the only unknown of both sides, which have no roots and bars; or nothing."""
-    names = []
-    for side in (equation.left, equation.right):
-        tokens = equation.source.tokens[side.start : side.stop]
-        if len(tokens) > MAX_IDENTITY or any(token.kind is Kind.ROOT or token.text == "|" for token in tokens):
-            return ""
-        names.append({token.text for token in tokens if token.kind is Kind.VARIABLE})
-    if names[0] != names[1] or len(names[0]) != 1:
-        return ""
-    (name,) = names[0]
-    return name if len(name) == 1 and name.isalpha() and name not in "ie" else ""
-
-
-def stated_and_actual(equation: Equation) -> tuple[Fraction | None, Fraction | None]:
-    """The value that a judged equation states and the true one; None for a side that divides by zero."""
-    totals = _totals(equation)
-    if totals is not None and isinstance(equation.right.value, Fraction) and totals.right:
-        return equation.right.value, equation.right.value * totals.left / totals.right
-    return equation.stated_and_actual
-
-
-class _Totals(NamedTuple):
-    """Both sides in the smallest unit."""
-
-    left: Fraction
-    right: Fraction
-
-
-def _totals(equation: Equation) -> _Totals | None:
-    """What sums of times, lengths … in several units come to: 1 hour + 30 minutes = 90 minutes."""
-    left, right, tokens = equation.left, equation.right, equation.source.tokens
-    if left.operations != left.additions or not left.additions or not mixes_measures(first_names(left.units)):
-        return None
-    follows = right.stop < len(tokens) and tokens[right.stop].kind is Kind.WORD and not right.units
-    stated = measured_total(tokens, right.start, right.stop + follows)
-    total = measured_total(tokens, left.start, left.stop) if stated else None
-    return _Totals(total[0], stated[0]) if stated and total and stated[1] == total[1] else None
-
-
-def _in_doubt(equation: Equation) -> bool:
+def in_doubt(equation: Equation) -> bool:
     """Whether a link that comes out false may only have been misread, or not been meant."""
     left, right = equation.left, equation.right
     return (
@@ -141,6 +54,7 @@ def _in_doubt(equation: Equation) -> bool:
         or _shares_words(equation)
         or _of_a_sum(equation)
         or _defines_operation(equation)
+        or _names_factor(equation)
         or _means_otherwise(equation)
     )
 
@@ -357,7 +271,7 @@ def _is_contraction(word: str) -> bool:
 # What the sides are.
 
 
-def _units_in_doubt(equation: Equation) -> bool:
+def units_in_doubt(equation: Equation) -> bool:
     source, left_side, right_side = equation.source, equation.left, equation.right
     tokens = source.tokens
     following = tokens[right_side.stop : right_side.stop + 2]
@@ -402,6 +316,13 @@ def _names_figure(equation: Equation) -> bool:
     before = tokens[left.start - 1] if left.start else None
     told = before is not None and before.kind is Kind.WORD
     return bool(left.operations and right.operations and ends_named and told and not left.units & right.units)
+
+
+def _names_factor(equation: Equation) -> bool:
+    """2 pi (radius) = 2 pi (2): the words in brackets are what a number is put in for."""
+    tokens, left = equation.source.tokens, equation.left
+    opens = [at for at in range(left.start, left.stop) if tokens[at].text == "("]
+    return equation.right.operations > 0 and any(is_remark(equation.source, at) for at in opens)
 
 
 def _signs(equation: Equation, side: Expression) -> set[str]:

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from clipo_ds.doubts import judge, stated_and_actual
 from clipo_ds.equations import Equation
 from clipo_ds.expressions import Expression, begins_expression, parse_expression
 from clipo_ds.mathtext import read_tokens
 from clipo_ds.mathtokens import Kind, TokenList
 from clipo_ds.restated import NamedSums
+from clipo_ds.verdicts import judge, stated_and_actual
 
 REACH_OF_OPERATOR = 4
 """An operator without an operand leaves what begins less than this many tokens later in doubt."""
