@@ -32,10 +32,10 @@ _DENIED = re.compile(
 _TRIED = re.compile(
     r"""
     (?:\bif|\bnot|\bunless|\binstead\sof|\brather\sthan|n['\u2019]t)\W{0,4}$
-  | \b(?:whether|suppos\w+|assum\w+|pretend\w*|imagin\w+|wrongly|incorrectly|mistaken\w*|falsely|guess\w*|claim\w*
-        |trying)\b
-  | \bif\s(?:it|they|he|she|we|this|that|there|\w+)\s(?:were|was|had\sbeen)\b
-  | \b(?:check|see|test|verify|ask|tell)(?:s|ed|ing)?\sif\b
+  | \b(?:whether|suppos\w+|assum\w+|pretend\w*|imagin\w+|guess\w*|claim\w*|trying|(?:check|see|test|verify|ask)\w*\sif)
+        (?:\s\w+){0,3}\W{0,4}$
+  | \bif\s(?:\w+\s){1,2}(?:were|was|had\sbeen)\W{0,4}$
+  | \b(?:wrongly|incorrectly|mistaken\w*|falsely)\b
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -45,10 +45,11 @@ _SOLVED = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?]\s|\n")
 _REMAINDER = re.compile(
-    r"\bremain\w*|\bleft\b|\bleft-?overs?\b|\brem\b|\br(?:\s|\.\s)?[0-9]|\bwith\b.{1,20}\bover\b"
-    r"|\bquotient|\binteger\s(?:part|division)|\bfull\b|\bwhole\b|\bcomplete\b|\bfloor\b|\bround\w*\sdown|\bmod\b",
+    r"\bremain\w*|\bleft-?overs?\b|\brem\b|\br(?:\s|\.\s)?[0-9]|\bwith\b.{1,20}\bover\b|\bquotient|\bfloor\b"
+    r"|\binteger\s(?:part|division)|\bround\w*\sdown|\bmod\b",
     re.IGNORECASE,
 )
+_WHOLE = re.compile(r"[^.!?\n]*\b(?:left|full|whole|complete|entire)\b", re.IGNORECASE)
 _IN_UNITS = re.compile(
     r"[\s$\\){}]*(?:text)?[\s{]*(?:hour|hr|day|week|min|minute|year|month|feet|foot|ft|dollar|pound|lb|yard|dozen|kg|m)s?\b"
     r"[\s$\\(){},]*(?:and)?[\s$\\(){}]*[0-9]"
@@ -79,7 +80,8 @@ def states_quotient(text: str, start: int, end: int, stated: Fraction, actual: F
     if stated.denominator != 1 or stated != math.floor(actual):
         return False
     behind = text[end : end + REACH]
-    return bool(_IN_UNITS.match(behind) or _REMAINDER.search(behind) or _REMAINDER.search(_before(text, start)))
+    told = _IN_UNITS.match(behind) or _WHOLE.match(behind) or _REMAINDER.search(behind)
+    return bool(told or _REMAINDER.search(_before(text, start)))
 
 
 def counts_in_residues(text: str, start: int, end: int, stated: Fraction, actual: Fraction) -> bool:

@@ -30,6 +30,7 @@ from clipo_ds.mathwords import (
     PRODUCT_SIGNS,
     PRONOUNS,
     RESULT_VERBS,
+    WORTH_WORDS,
 )
 from clipo_ds.rationals import PI, Unknown
 
@@ -106,12 +107,10 @@ def _left_begins_in_doubt(equation: Equation) -> bool:
         return "of" in left.features  # = 1/4 of the 2^8 = 256 sequences
     if before.kind is Kind.BREAK:
         return _break_in_doubt(equation, before)
-    if (
-        first.kind is Kind.OPERATOR and not first.dollar
-    ):  # bikes + 12 - 18, 1 tank -1/3 tank: no sign, but for "it is -3 + 5"
+    if first.kind is Kind.OPERATOR and not first.dollar:
         spaced = tokens[left.start + 1].gap
         if first.text == "+" or spaced or before.text.lower() not in CONNECTIVES:
-            return True
+            return True  # bikes + 12 - 18, tank -1/3 tank: no sign, unlike "it is -3 + 5"
     if not first.gap and "$" not in equation.source.text[before.end : first.start]:
         return True  # 15 USD(6/1)
     return _words_compute(equation, lone and not first.dollar)
@@ -132,7 +131,7 @@ def _break_in_doubt(equation: Equation, before: Token) -> bool:
         return True  # .8 + . 84 + .82
     if earlier.kind is not Kind.NUMBER:
         return _lists(equation, sign)
-    if sign == "," and first.kind is Kind.NUMBER and first.end - first.start == 3 and first.value is not None:
+    if sign == "," and first.kind is Kind.NUMBER and first.end - first.start == 3 and earlier.end - earlier.start <= 3:
         return True  # 14, 400 / 80 = 180
     return (sign == ":" and left.operations == 0) or _lists(equation, sign)  # 12 : 18 = 2/3
 
@@ -170,7 +169,7 @@ def _words_compute(equation: Equation, plain_number: bool) -> bool:
     if word in ("in", "per", "for", "each", "every") and tokens[start].value == 1:
         return _number_before(tokens, at) is not None  # 12 pens in 1 box x 3
     if word in LABEL_WORDS or (singular(word) in LABEL_WORDS and _is_range(equation)):
-        return earlier not in ORDINALS and not (earlier and earlier.endswith("day"))
+        return earlier not in ORDINALS  # Step 1 - 3 + 4 = 7, Weeks 1-2; but not the third day 6 * 2
     if word in FRACTION_WORDS and earlier in ORDINALS - {"a", "an", "one"}:
         return False  # in the second half 6 * 2 = 13
     return word in COMPUTING_WORDS or word in NUMBER_WORDS
@@ -288,11 +287,21 @@ def units_in_doubt(equation: Equation) -> bool:
     measured = {unit for unit in left if unit in UNITS and UNITS[unit].dimension != "money"}
     if right_side.operations and left_side.operations == 0 and measured:
         return True  # … = 240 minutes = 240 * 60
-    if _names_figure(equation):
+    if _names_figure(equation) or _letters_are_unknowns(equation, right):
         return True
     sums_things = left_side.additions == left_side.operations > 0
     all_named = left_side.numbers_with_unit == left_side.numbers
     return sums_things and all_named and bool(right) and not left & right and not _is_slip(equation, left, right)
+
+
+def _letters_are_unknowns(equation: Equation, right: set[str]) -> bool:
+    """2 L + 2 W = 30, 12 + 3 = 5 m + 1: letters that only look like units. Nor is it clear what m is beside h."""
+    letters = {unit for unit in equation.left.units if len(unit) == 1}
+    if equation.right.operations and any(len(unit) == 1 for unit in equation.right.units):
+        return True
+    minutes = "m" in letters and any(UNITS[unit].dimension == "time" for unit in equation.left.units if unit in UNITS)
+    summed = equation.left.additions > 0 and bool(first_names(letters) - right)
+    return bool(letters) and (not right or summed or (minutes and equation.left.additions > 0))
 
 
 def _cancels(equation: Equation, right: set[str]) -> bool:
@@ -304,8 +313,10 @@ def _cancels(equation: Equation, right: set[str]) -> bool:
 def _is_slip(equation: Equation, left: set[str], right: set[str]) -> bool:
     """Whether a sum of things with other names is only a little off: 11 blue + 22 red = 30 balls, no prices or legs."""
     stated, actual = equation.right.value, equation.left.value
-    if isinstance(stated, Unknown) or isinstance(actual, Unknown) or right & UNITS.keys() or len(left) < 2:
+    if isinstance(stated, Unknown) or isinstance(actual, Unknown) or len(left) < 2:
         return False
+    if right & (UNITS.keys() | WORTH_WORDS):
+        return False  # 3 adults + 2 children = $40
     return abs(stated - actual) <= abs(actual) * SLIP
 
 

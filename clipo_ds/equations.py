@@ -82,7 +82,7 @@ class Equation:
         return False
 
     def pi_matters(self) -> bool:
-        """Whether one side alone depends on pi: 2\pi = 6, but not 120\pi/480\pi = 0.25."""
+        """Whether one side alone depends on pi: 2\\pi = 6, but not 120\\pi/480\\pi = 0.25."""
         return self.depends_on_pi(self.left) != self.depends_on_pi(self.right)
 
     def depends_on_pi(self, side: Expression) -> bool:

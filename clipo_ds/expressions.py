@@ -176,7 +176,8 @@ class _Parser(OperandReader):
         self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (3)2: a factor, or a power
         if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
             inside = self.tokens[index + 1 : min(self.partner[index], index + 9)]
-            self.ambiguous |= all(part.kind in (Kind.NUMBER, Kind.WORD, Kind.SCALE) for part in inside)
+            told = (Kind.NUMBER, Kind.WORD, Kind.SCALE)
+            self.ambiguous |= all(part.kind in told or part.text == "%" for part in inside)  # 70 (70%)
         return self.power(index, stop, depth)
 
     def power(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:

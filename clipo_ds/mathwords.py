@@ -120,5 +120,7 @@ COMPARING_WORDS = _words(
     "more less fewer greater larger smaller times places followed short away digit digits zeros zeroes"
 )
 """Words behind a number that make it no value of what came before: 3 * 4 is 2 more than 10."""
+WORTH_WORDS = _words("point score mark credit calorie token coin ticket leg foot wheel head vote star")
+"""What things are worth or have, so that their number is not summed."""
 RESULT_VERBS = _words("earn earns make makes cost costs take takes pay pays charge charges spend spends")
 """A quotient follows them, hardly ever a share: he earns 2/50 = 10 dollars."""

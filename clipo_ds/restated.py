@@ -19,6 +19,8 @@ MAX_NAME = 12
 """A name has at most so many tokens."""
 INEXACT = 10**20
 """A value with a larger denominator came from an irrational root."""
+_LISTING = ("(", "item", "quad", "\N{BULLET}")
+"""What stands between the parts of a question, or of a list."""
 _FILLERS = ARTICLES | {"so", "then", "thus", "therefore", "hence", "now"}
 
 
@@ -55,7 +57,7 @@ class NamedSums:
         if any(token.kind is not Kind.BREAK for token in between) or self.read_name(start, relation) != self.name:
             return None
         apart = source.text[source.tokens[self.stop].start : source.tokens[start].start]
-        if ("," in apart or ";" in apart) and "\n" not in apart:
+        if any(sign in apart for sign in _LISTING) or (("," in apart or ";" in apart) and "\n" not in apart):
             return None  # x = 2 + 3, x = 7
         approximate = source.tokens[relation].text == "~"
         if not self.computes(earlier, value, approximate) or not self.is_simpler(earlier, value):

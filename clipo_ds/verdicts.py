@@ -32,7 +32,7 @@ def judge(equation: Equation) -> bool | None:
     if equation.pi_matters():
         return None
     totals = _totals(equation)
-    if equation.holds() if totals is None else totals.left == totals.right:
+    if equation.holds() if totals is None else _totals_agree(equation, totals):
         return True
     if totals is None and units_in_doubt(equation):
         return None
@@ -85,6 +85,15 @@ class _Totals(NamedTuple):
 
     left: Fraction
     right: Fraction
+
+
+def _totals_agree(equation: Equation, totals: _Totals) -> bool:
+    """Whether they are the same, up to rounding: 1 hour + 40 minutes = 1.67 hours."""
+    right = equation.right
+    if totals.left == totals.right or not isinstance(right.value, Fraction) or not totals.right:
+        return totals.left == totals.right
+    actual = right.value * totals.left / totals.right
+    return equation.rounds(actual, right, right.value, Fraction(1), percent=False)
 
 
 def _totals(equation: Equation) -> _Totals | None:
