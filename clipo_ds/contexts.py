@@ -40,7 +40,7 @@ _TRIED = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SOLVED = re.compile(
-    r"=\s?0(?![.0-9])|\b0\s?=|\bboth\ssides|\bsol(?:v|ution)|\bno\s(?:real\s)?(?:values?|roots?)\b|\bequation|\bsubtract",
+    r"=\s?0(?![.0-9])|(?<![\w./])0\s?=|\bboth\ssides|\bsol(?:v|ution)|\bno\s(?:real\s)?(?:values?|roots?)\b|\bequation|\bsubtract",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?]\s|\n")

@@ -42,22 +42,24 @@ class _Reader(WordReader):
     """One pass over a text: what each kind of match becomes."""
 
     def read(self) -> None:
-        position, length, match = 0, len(self.text), patterns.MASTER.match
+        text, position, length, match = self.text, 0, len(self.text), patterns.MASTER.match
+        handlers = {name: getattr(self, f"on_{name}") for name in patterns.MASTER.groupindex}
         while position < length:
-            if self.digits_wanted and self.text[position] in "0123456789":
-                digit = self.text[position]
+            if self.digits_wanted and text[position] in "0123456789":
+                digit = text[position]
                 self.emit(Kind.NUMBER, position, position + 1, value=Fraction(int(digit)))
                 self.digits_wanted -= 1
                 position += 1
                 continue
-            found = match(self.text, position)
+            found = match(text, position)
             assert found is not None and found.lastgroup is not None  # the last alternative takes any character
-            name = found.lastgroup
-            if name not in ("space", "open", "command"):
-                self.digits_wanted = 0
-            if name not in ("space", "open"):
-                self.transparent_next = 0
-            position = getattr(self, f"on_{name}")(position, found.end()) or found.end()
+            name, end = found.lastgroup, found.end()
+            if name != "space":
+                if name not in ("open", "command"):
+                    self.digits_wanted = 0
+                if name != "open":
+                    self.transparent_next = 0
+            position = handlers[name](position, end) or end
 
     def on_annotation(self, start: int, end: int) -> None:
         self.annotations.append(Token(Kind.ANNOTATION, self.text[start + 2 : end - 2], start, end, self.gap))

@@ -45,8 +45,10 @@ def _judge_identity(equation: Equation) -> bool | None:
     None for all others: 2x + 3 = 7 or 2x = 3x - 5 may be solved, and what is true may be a definition.
     """
     left, right, source = equation.left, equation.right, equation.source
+    if left.operations == 0 or left.additions + right.additions == 0:
+        return None
     name = _unknown_of(equation)
-    if not name or left.operations == 0 or left.additions + right.additions == 0:
+    if not name:
         return None
     differences = []
     for value in PROBES:

@@ -25,6 +25,12 @@ TRANSPARENT, PROSE = -1, -2
 """Kinds of groups in braces that leave no token: \\boxed{7}, and \\text{ m/s} whose letters are words."""
 
 
+_SPECIAL_WORDS = frozenset(
+    {"x", "pi", PI_SIGN, "sqrt", "percent", "pct", "squared", "cubed", *MONEY_BEFORE, *RELATION_WORDS, *SCALES}
+    | WORD_OPERATORS.keys()
+)
+
+
 class WordReader:
     """State of one pass, the tokens so far and what the next token depends on; and how words are read."""
 
@@ -73,54 +79,68 @@ class WordReader:
             self.emit(Kind.WORD, start, end)
 
     def on_word(self, start: int, end: int) -> int | None:
-        word, lower = self.text[start:end], self.text[start:end].lower()
-        following = self.text[end : end + 1]
-        glued = self.glued(start)
-        if lower == "x" and self.after_operand() and self.x_multiplies(start, end):
-            self.emit(Kind.OPERATOR, start, end, "*")
-            return None
-        if lower in (PI_SIGN, "pi") and not following.isdigit():
-            self.emit(Kind.NUMBER, start, end, PI_SIGN, PI)
-            return None
-        if following.isdigit() or following == "_":
+        word, following = self.text[start:end], self.text[end : end + 1]
+        lower = word.lower()
+        named = following == "_" or following.isdigit()  # x1, a_n
+        if lower in _SPECIAL_WORDS and (not named or lower == "x"):
+            stop = self.read_special(lower, start, end)
+            if stop is not None:
+                return stop
+        if named:
             stop = end
             while stop < len(self.text) and (self.text[stop].isalnum() or self.text[stop] == "_"):
                 stop += 1
             self.emit(Kind.VARIABLE, start, stop)
             return stop
-        if lower == "sqrt" and patterns.BRACKET_AHEAD.match(self.text, end):
-            self.emit(Kind.ROOT, start, end)
-            return None
-        if lower in MONEY_BEFORE and not self.after_operand():
-            amount = patterns.AMOUNT_AHEAD.match(self.text, end)
-            if amount:  # Rs 50, Rs. 50: as a dollar sign
-                self.dollar_end = self.currency_end = amount.end()
-                return amount.end()
-        relation = self.relating(lower, start, end) if lower in RELATION_WORDS else None
-        if relation:
-            self.emit(Kind.RELATION, start, relation[1], relation[0])
-            return relation[1]
-        if lower in SCALES:
-            self.emit(Kind.SCALE, start, end, lower, Fraction(SCALES[lower]))
-        elif lower in ("percent", "pct") and self.after_operand():
-            self.emit(Kind.OPERATOR, start, end, "%")
-        elif lower in ("squared", "cubed") and self.after_operand():
-            self.emit(Kind.OPERATOR, start, end, "^")
-            self.emit(Kind.NUMBER, end, end, value=Fraction(2 if lower == "squared" else 3))
-        elif lower in WORD_OPERATORS and self.word_operates(lower, end):
-            self.emit(Kind.OPERATOR, start, end, WORD_OPERATORS[lower])
-            if lower == "of":  # "20% of the 50 apples": the article is no unit
-                article = patterns.ARTICLE.match(self.text, end)
-                end = article.end() if article else end
-                maths = patterns.MATHS_AHEAD.match(self.text, end)
-                return maths.end() if maths else end
-        elif self.prose and word in LETTER_UNITS and self.is_prose_unit(end):
+        if self.prose and word in LETTER_UNITS and self.is_prose_unit(end):
             self.emit(Kind.WORD, start, end)  # 6 \\text{ m/s}
-        elif following == "(" or self.is_variable(word, glued, end):
+        elif following == "(" or self.is_variable(word, self.glued(start), end):
             self.emit(Kind.VARIABLE, start, end)
         else:
             self.emit(Kind.WORD, start, end)
         return None
+
+    def read_special(self, word: str, start: int, end: int) -> int | None:
+        """Read a word that may be an operator, a relation or a number, and say where it ends; None where it is none."""
+        if word == "x":
+            if not (self.after_operand() and self.x_multiplies(start, end)):
+                return None
+            self.emit(Kind.OPERATOR, start, end, "*")
+        elif word in (PI_SIGN, "pi"):
+            self.emit(Kind.NUMBER, start, end, PI_SIGN, PI)
+        elif word == "sqrt":
+            if not patterns.BRACKET_AHEAD.match(self.text, end):
+                return None
+            self.emit(Kind.ROOT, start, end)
+        elif word in MONEY_BEFORE:  # Rs 50, Rs. 50: as a dollar sign
+            amount = None if self.after_operand() else patterns.AMOUNT_AHEAD.match(self.text, end)
+            if amount is None:
+                return None
+            self.dollar_end = self.currency_end = end = amount.end()
+        elif word in RELATION_WORDS:
+            sign, end = self.relating(word, start, end) or ("", end)
+            if not sign:
+                return None
+            self.emit(Kind.RELATION, start, end, sign)
+        elif word in SCALES:
+            self.emit(Kind.SCALE, start, end, word, Fraction(SCALES[word]))
+        elif word in WORD_OPERATORS:
+            if not self.word_operates(word, end):
+                return None
+            self.emit(Kind.OPERATOR, start, end, WORD_OPERATORS[word])
+            if word == "of":  # "20% of the 50 apples": the article is no unit
+                article = patterns.ARTICLE.match(self.text, end)
+                end = article.end() if article else end
+                maths = patterns.MATHS_AHEAD.match(self.text, end)
+                end = maths.end() if maths else end
+        elif not self.after_operand():
+            return None
+        elif word in ("percent", "pct"):
+            self.emit(Kind.OPERATOR, start, end, "%")
+        else:
+            self.emit(Kind.OPERATOR, start, end, "^")
+            self.emit(Kind.NUMBER, end, end, value=Fraction(2 if word == "squared" else 3))
+        return end
 
     def x_multiplies(self, start: int, end: int) -> bool:
         """Whether an x behind an operand is a times sign: not in 2x\\sqrt{3}, 3 x-2, nor at the end of a line."""
