@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from clipo_ds.contexts import counts_in_residues, is_cut_off, is_denied_or_tried, states_quotient
 from clipo_ds.equations import MAX_READ_AGAIN, Equation
-from clipo_ds.expressions import Expression, is_remark, parse_expression
+from clipo_ds.expressions import Expression, is_remark, lost_power, parse_expression
 from clipo_ds.mathtokens import Kind, Token, is_binary
 from clipo_ds.mathunits import UNITS, first_names, mixes_measures, singular, units_of_product
 from clipo_ds.mathwords import (
@@ -56,6 +56,7 @@ def in_doubt(equation: Equation) -> bool:
         or _of_a_sum(equation)
         or _defines_operation(equation)
         or _names_factor(equation)
+        or _lost_powers(equation)
         or _means_otherwise(equation)
     )
 
@@ -334,6 +335,19 @@ def _names_factor(equation: Equation) -> bool:
     tokens, left = equation.source.tokens, equation.left
     opens = [at for at in range(left.start, left.stop) if tokens[at].text == "("]
     return equation.right.operations > 0 and any(is_remark(equation.source, at) for at in opens)
+
+
+def _lost_powers(equation: Equation) -> bool:
+    """32 + 42 = 25, 5 x 103 = 5000: squares, cubes and powers of ten that lost their markup."""
+    source, left, right = equation.source, equation.left, equation.right
+    tokens = source.tokens[left.start : left.stop]
+    long = [token.text for token in tokens if token.kind is Kind.NUMBER and token.end - token.start > 1]
+    if right.stop - left.start > MAX_READ_AGAIN or not long or any(lost_power(text) is None for text in long):
+        return False
+    read, stated = (
+        parse_expression(source, side.start, side.stop, frozenset({"superscript"})) for side in (left, right)
+    )
+    return any(equation.sides_agree(read, side, None) for side in (right, stated))
 
 
 def _signs(equation: Equation, side: Expression) -> set[str]:

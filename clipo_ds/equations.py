@@ -54,7 +54,7 @@ class Equation:
         """Characters from the left side to the end of the right one, without its trailing units and remarks."""
         tokens, last = self.source.tokens, self.right.stop - 1
         while True:
-            if tokens[last].kind is Kind.WORD:
+            if tokens[last].kind is Kind.WORD or tokens[last].text == "/":
                 last -= 1
             elif tokens[last].text == ")" and is_remark(self.source, self.source.partner[last]):
                 last = self.source.partner[last] - 1

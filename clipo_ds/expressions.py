@@ -34,6 +34,7 @@ READINGS = (
     "and",  # = 7 and 1/2 is not seven and a half
     "floor",  # [100/7]: the whole part, in square brackets
     "decimal",  # 4.167 stands for 25/6
+    "superscript",  # 32 + 42 is 3^2 + 4^2, copied without its markup
     "pi",  # no customary reading: with 3 for pi it shows whether pi cancels
 )
 """Features of an expression that has a second customary reading, and what that reading is."""
@@ -176,8 +177,7 @@ class _Parser(OperandReader):
         self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (3)2: a factor, or a power
         if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
             inside = self.tokens[index + 1 : min(self.partner[index], index + 9)]
-            told = (Kind.NUMBER, Kind.WORD, Kind.SCALE)
-            self.ambiguous |= all(part.kind in told or part.text == "%" for part in inside)  # 70 (70%)
+            self.ambiguous |= all(part.kind in (Kind.NUMBER, Kind.WORD, Kind.SCALE) for part in inside)
         return self.power(index, stop, depth)
 
     def power(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
@@ -278,6 +278,8 @@ class _Parser(OperandReader):
         """A number, and the fraction of a mixed number behind it: 2\\frac{1}{2}, 2 1/2."""
         value = token.value
         assert value is not None
+        if "superscript" in self.readings:
+            value = lost_power(token.text) or value
         if token.decimals > 1:
             self.features.add("decimal")
             value = unrounded(value, token.decimals) if "decimal" in self.readings else value
@@ -349,3 +351,11 @@ def begins_expression(source: TokenList, index: int, stop: int) -> bool:
 def is_remark(source: TokenList, index: int) -> bool:
     """Whether the bracket that opens at a token says something in words: 7 (apples)."""
     return OperandReader(source).is_remark(index)
+
+
+def lost_power(text: str) -> Fraction | None:
+    """The value of digits that may be a square, a cube or a power of ten without its markup: 9 for 32, 1000 for 103."""
+    if len(text) < 2 or not text.isdecimal() or len(text) > 3:
+        return None
+    base, exponent = divmod(int(text), 10)
+    return Fraction(base**exponent) if exponent in (2, 3) or (base == 10 and exponent > 1) else None

@@ -22,11 +22,12 @@ OF_AHEAD = re.compile(
     r"(?:[0-9.(]|[dtc]?frac)"
 )
 MATHS_AHEAD = re.compile(r"\s{0,3}\\\(")
-BRACKET_AHEAD = re.compile(r"\s?\(")
+BRACKET_AHEAD = re.compile(r"\s?[({]")
 AMOUNT_AHEAD = re.compile(r"\.?\s?(?=[0-9])")
 STATED_AHEAD = re.compile(r"\s{1,3}(?:\\\(|[\\$£€]){0,2}-?\.?[0-9]")
 """A number comes next, nothing between: 3 + 4 is 7."""
 EQUAL_TO = re.compile(r"\s{1,3}(?P<no>not\s{1,3})?(?:also\s{1,3})?equal\s{1,3}to\b")
+COMES_TO = re.compile(r"\s{1,3}(?:up\s{1,3})?(?:to|in)(?=\s)")
 ABOUT = re.compile(r"\s{1,3}(?:approximately|about|roughly|around)(?=\s)")
 NEGATED = re.compile(r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\blonger)\s{1,3}$")
 UNSURE_EXPONENT = re.compile(r"(?!1e|[0-9]\.[0-9]+e|[0-9]e[-+]0)[0-9.,]+e[-+]", re.IGNORECASE)
@@ -59,7 +60,8 @@ MASTER = re.compile(
   | (?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)
   | (?P<phrase>(?:divided|multiplied)\s{1,3}by\b)
   | (?P<compound>[^\W\d_]{3,}[-\u2011][0-9]+(?![0-9.]))
-  | (?P<word>[^\W\d_]+(?:['\u2019\-\u2010][^\W\d_]{2,})*(?:(?<=[^\W\d_]{2})['\u2019][stdm](?![^\W\d_]))?)
+  | (?P<word>[^\W\d_\u00b2\u00b3\u00b9\u2070-\u2079]+(?:['\u2019\-\u2010][^\W\d_]{2,})*
+      (?:(?<=[^\W\d_]{2})['\u2019][stdm](?![^\W\d_]))?)
   | (?P<arrow>={1,2}>|-+>|[⇒→⟹⟶➜➔↦⇔∴—])
   | (?P<other>!=|≠|<=|>=|[<>≤≥≡≢∈∝\u223c]|:=|\+=|-=|\*=|/=)
   | (?P<approximately>≈|≃|≅|≒|≐)

@@ -26,7 +26,7 @@ SIGN_OPERATORS = {
 }
 WORD_OPERATORS = {"times": "*", "plus": "+", "minus": "-", "mod": "mod", "of": "of"}
 COMMAND_OPERATORS = {"times": "*", "cdot": "*", "cdotp": "*", "ast": "*", "div": "/", "bmod": "mod"}
-RELATION_WORDS = _words("equal equals is are was were gives makes")
+RELATION_WORDS = _words("equal equals is are was were gives makes totals comes adds amounts results")
 """Words that may be an equals sign between a computation and a number."""
 PRODUCT_SIGNS = frozenset({r"\cdot", r"\times", "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"})
 FRACTION_COMMANDS = _words("frac dfrac tfrac cfrac")
@@ -122,5 +122,5 @@ COMPARING_WORDS = _words(
 """Words behind a number that make it no value of what came before: 3 * 4 is 2 more than 10."""
 WORTH_WORDS = _words("point score mark credit calorie token coin ticket leg foot wheel head vote star")
 """What things are worth or have, so that their number is not summed."""
-RESULT_VERBS = _words("earn earns make makes cost costs take takes pay pays charge charges spend spends")
+RESULT_VERBS = _words("earn earns make makes cost costs charge charges")
 """A quotient follows them, hardly ever a share: he earns 2/50 = 10 dollars."""

@@ -60,6 +60,7 @@ class OperandReader:
             return True
         signs = {token.text for token in inside if token.kind is Kind.OPERATOR}
         told = Kind.WORD in kinds and (inside[0].kind in _WORDS or signs == {"%"})
+        told |= self.tokens[index - 1].kind is Kind.NUMBER and self.is_percentage(index + 1, close)  # 70 (70%)
         return told and signs <= {"%"} and kinds <= {*_WORDS, Kind.NUMBER, Kind.OPERATOR}
 
     def is_percentage(self, begin: int, end: int) -> bool:

@@ -8,6 +8,7 @@ x = 1/2, x = 3.
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from clipo_ds.equations import Equation
@@ -19,7 +20,7 @@ MAX_NAME = 12
 """A name has at most so many tokens."""
 INEXACT = 10**20
 """A value with a larger denominator came from an irrational root."""
-_LISTING = ("(", "item", "quad", "\N{BULLET}")
+_LISTING = re.compile(r"(?<!\\)\(|item|quad|\N{BULLET}")
 """What stands between the parts of a question, or of a list."""
 _FILLERS = ARTICLES | {"so", "then", "thus", "therefore", "hence", "now"}
 
@@ -53,11 +54,15 @@ class NamedSums:
         earlier, source = self.value, self.source
         if earlier is None or value is None or source.tokens[relation].text == "?" or not self.name:
             return None
-        between = source.tokens[self.stop : start]
-        if any(token.kind is not Kind.BREAK for token in between) or self.read_name(start, relation) != self.name:
+        between = source.tokens[self.stop : start] if start - self.stop <= MAX_NAME else []
+        if not between:
+            return None
+        said = [token.text.lower() for token in between if token.kind is not Kind.BREAK]
+        if not _FILLERS.issuperset(said) or self.read_name(start, relation) != self.name:
             return None
         apart = source.text[source.tokens[self.stop].start : source.tokens[start].start]
-        if any(sign in apart for sign in _LISTING) or (("," in apart or ";" in apart) and "\n" not in apart):
+        concludes = said or source.tokens[start].text.lower() in _FILLERS or "\n" in apart
+        if _LISTING.search(apart) or (not concludes and ("," in apart or ";" in apart)):
             return None  # x = 2 + 3, x = 7
         approximate = source.tokens[relation].text == "~"
         if not self.computes(earlier, value, approximate) or not self.is_simpler(earlier, value):

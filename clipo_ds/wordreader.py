@@ -189,6 +189,11 @@ class WordReader:
         equal = patterns.EQUAL_TO.match(self.text, end)
         if equal and self.after_operand():
             return ("?" if equal["no"] else sign), equal.end()
+        if word in ("comes", "adds", "amounts", "results"):
+            comes = patterns.COMES_TO.match(self.text, end)
+            if comes is None:
+                return None
+            end = comes.end()
         about = patterns.ABOUT.match(self.text, end)
         stop = about.end() if about else end
         if sign == "=" and self.after_computation() and patterns.STATED_AHEAD.match(self.text, stop):
