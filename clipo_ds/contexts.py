@@ -76,7 +76,7 @@ def is_denied_or_tried(text: str, start: int, end: int) -> bool:
 
 
 def states_quotient(text: str, start: int, end: int, stated: Fraction, actual: Fraction) -> bool:
-    """Whether a division is given its whole part, and a remainder is told: 49 / 9 = 5 full rounds, 4 remain."""
+    """Whether a division is given its whole part, and a remainder is told: 23 / 4 = 5 full boxes, 3 remain."""
     if stated.denominator != 1 or stated != math.floor(actual):
         return False
     behind = text[end : end + REACH]
@@ -85,7 +85,7 @@ def states_quotient(text: str, start: int, end: int, stated: Fraction, actual: F
 
 
 def counts_in_residues(text: str, start: int, end: int, stated: Fraction, actual: Fraction) -> bool:
-    """Whether both sides differ by a multiple that the text leaves out: 7 * 3 = 1, said of the units digit."""
+    """Whether both sides differ by a multiple that the text leaves out: 9 * 3 = 7, said of the units digit."""
     if stated.denominator != 1 or actual.denominator != 1:
         return False
     around = text[max(start - 2 * REACH, 0) : end + REACH]
@@ -97,7 +97,7 @@ def counts_in_residues(text: str, start: int, end: int, stated: Fraction, actual
 
 
 def is_cut_off(text: str, end: int, stated: Fraction, actual: Fraction) -> bool:
-    """Whether the text ends inside its last number: 100 - 8.688 = 9, of 91.312."""
+    """Whether the text ends inside its last number: 150 - 6.5 = 14, of 143.5."""
     if text[end:].strip() or stated.denominator != 1 or text[end - 1 : end] not in tuple("0123456789"):
         return False
     shown, meant = str(int(stated)), str(int(actual))

@@ -111,7 +111,7 @@ def _left_begins_in_doubt(equation: Equation) -> bool:
     if first.kind is Kind.OPERATOR and not first.dollar:
         spaced = tokens[left.start + 1].gap
         if first.text == "+" or spaced or before.text.lower() not in CONNECTIVES:
-            return True  # bikes + 12 - 18, tank -1/3 tank: no sign, unlike "it is -3 + 5"
+            return True  # cars + 10 - 4, cake -1/4 cake: no sign, unlike "it is -3 + 5"
     if not first.gap and "$" not in equation.source.text[before.end : first.start]:
         return True  # 15 USD(6/1)
     return _words_compute(equation, lone and not first.dollar)
@@ -129,16 +129,16 @@ def _break_in_doubt(equation: Equation, before: Token) -> bool:
     if earlier is None or "\n" in source.text[before.end : first.start]:
         return False
     if is_binary(earlier) and sign in (".", ","):
-        return True  # .8 + . 84 + .82
+        return True  # .5 + . 25 + .125
     if earlier.kind is not Kind.NUMBER:
         return _lists(equation, sign)
     if sign == "," and first.kind is Kind.NUMBER and first.end - first.start == 3 and earlier.end - earlier.start <= 3:
-        return True  # 14, 400 / 80 = 180
+        return True  # 12, 600 / 70 = 180
     return (sign == ":" and left.operations == 0) or _lists(equation, sign)  # 12 : 18 = 2/3
 
 
 def _lists(equation: Equation, sign: str) -> bool:
-    """2/6, 2/8 = 1/3, 1/4: lists of fractions, of which the n-th equals the n-th."""
+    """1/2, 2/8 = 2/4, 1/4: lists of fractions, of which the n-th equals the n-th."""
     tokens, stop = equation.source.tokens, equation.right.stop
     after = tokens[stop] if stop + 1 < len(tokens) else None
     if sign != "," or after is None or equation.left.operations > 1 or equation.right.operations > 1:
@@ -168,11 +168,11 @@ def _words_compute(equation: Equation, plain_number: bool) -> bool:
     if word in JOINING_WORDS and _number_before(tokens, at) is not None:
         return True  # 5 from 3 * 2
     if word in ("in", "per", "for", "each", "every") and tokens[start].value == 1:
-        return _number_before(tokens, at) is not None  # 12 pens in 1 box x 3
+        return _number_before(tokens, at) is not None  # 10 cards in 1 pack x 4
     if word in LABEL_WORDS or (singular(word) in LABEL_WORDS and _is_range(equation)):
-        return earlier not in ORDINALS  # Step 1 - 3 + 4 = 7, Weeks 1-2; but not the third day 6 * 2
+        return earlier not in ORDINALS  # Step 1 - 3 + 4 = 7, Weeks 1-2; but not the first day 7 * 2
     if word in FRACTION_WORDS and earlier in ORDINALS - {"a", "an", "one"}:
-        return False  # in the second half 6 * 2 = 13
+        return False  # in the second half 7 * 2 = 13
     return word in COMPUTING_WORDS or word in NUMBER_WORDS
 
 
@@ -287,7 +287,7 @@ def units_in_doubt(equation: Equation) -> bool:
         return True  # … = 3 boxes = 36 eggs
     measured = {unit for unit in left if unit in UNITS and UNITS[unit].dimension != "money"}
     if right_side.operations and left_side.operations == 0 and measured:
-        return True  # … = 240 minutes = 240 * 60
+        return True  # … = 180 minutes = 180 * 60
     if _names_figure(equation) or _letters_are_unknowns(equation, right):
         return True
     sums_things = left_side.additions == left_side.operations > 0
@@ -306,13 +306,13 @@ def _letters_are_unknowns(equation: Equation, right: set[str]) -> bool:
 
 
 def _cancels(equation: Equation, right: set[str]) -> bool:
-    """Whether the units of a product come out as the right side's: 2 hours * 60 minutes/hour = 130 minutes."""
+    """Whether the units of a product come out as the right side's: 3 weeks * 7 days/week = 22 days."""
     left = units_of_product(equation.source.tokens, equation.left.start, equation.left.stop)
     return bool(left) and left == {name for name in right if name in UNITS}
 
 
 def _is_slip(equation: Equation, left: set[str], right: set[str]) -> bool:
-    """Whether a sum of things with other names is only a little off: 11 blue + 22 red = 30 balls, no prices or legs."""
+    """15 red + 20 green = 36 marbles: a sum of things with other names, only a little off; no prices, no legs."""
     stated, actual = equation.right.value, equation.left.value
     if isinstance(stated, Unknown) or isinstance(actual, Unknown) or len(left) < 2:
         return False
@@ -322,7 +322,7 @@ def _is_slip(equation: Equation, left: set[str], right: set[str]) -> bool:
 
 
 def _names_figure(equation: Equation) -> bool:
-    """One 6 * 8 face = 6 * 8 * 12: what the left side computes is a name."""
+    """One 2 * 3 side = 2 * 3 * 4: what the left side computes is a name."""
     tokens, left, right = equation.source.tokens, equation.left, equation.right
     ends_named = tokens[left.stop - 1].kind is Kind.WORD and left.numbers_with_unit == 1
     before = tokens[left.start - 1] if left.start else None
@@ -358,7 +358,7 @@ def _signs(equation: Equation, side: Expression) -> set[str]:
 
 
 def _is_share(equation: Equation) -> bool:
-    """2/5 = 10 (people): a proportion told as an equation. Not so 2 / 50 = 10, nor "earns 2/50 = 10"."""
+    """2/5 = 10 (people): a proportion told as an equation. Not so 3 / 60 = 20, nor "earns 3/60 = 20"."""
     left, right, tokens = equation.left, equation.right, equation.source.tokens
     proper = isinstance(left.value, Fraction) and 0 < left.value < 1
     whole = isinstance(right.value, Fraction) and right.value.denominator == 1 and right.value > 0
@@ -372,7 +372,7 @@ def _is_share(equation: Equation) -> bool:
 
 
 def _shares_words(equation: Equation) -> bool:
-    """1/3 of Solomon = 66/3: a share of something that has no number."""
+    """1/3 of Ann = 60/3: a share of something that has no number."""
     left, right = equation.left, equation.right
     tokens = equation.source.tokens[left.start : left.stop if left.operations else right.stop]
     for share, word in pairwise(tokens):
@@ -382,7 +382,7 @@ def _shares_words(equation: Equation) -> bool:
 
 
 def _of_a_sum(equation: Equation) -> bool:
-    """10% of the $400 + $1580 = $1980: the equation is what the share is of."""
+    """5% of the $30 + $40 = $70: the equation is what the share is of."""
     tokens, left = equation.source.tokens, equation.left
     if "of" not in left.features:
         return False

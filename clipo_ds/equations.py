@@ -24,7 +24,7 @@ ROOT_TOLERANCE = Fraction(1, 10**25)
 MIN_ROUNDED_DIGITS = 3
 """A whole number stated with an equals sign counts as a rounding from this many digits on."""
 MIN_CUT_DIGITS = 4
-"""Decimals may also be cut, from this many digits on: 1550/3 = 516.66, but 17/3 is not 5.66."""
+"""Decimals may also be cut, from this many digits on: 2000/3 = 666.66, but 17/3 is not 5.66."""
 MAX_READ_AGAIN = 400
 """A longer equation, in tokens, is not read a second way: if the first one makes it false, it is not counted."""
 
@@ -82,7 +82,7 @@ class Equation:
         return False
 
     def pi_matters(self) -> bool:
-        """Whether one side alone depends on pi: 2\\pi = 6, but not 120\\pi/480\\pi = 0.25."""
+        """Whether one side alone depends on pi: 2\\pi = 6, but not 30\\pi/60\\pi = 0.5."""
         return self.depends_on_pi(self.left) != self.depends_on_pi(self.right)
 
     def depends_on_pi(self, side: Expression) -> bool:
@@ -147,7 +147,7 @@ def _percent_scales(source: TokenList, left: Expression, right: Expression) -> I
 
 
 def _takes_percents(source: TokenList, side: Expression) -> bool:
-    """Whether a side is multiplied by 100%: 3/21 * 100% = 14.29."""
+    """Whether a side is multiplied by 100%: 2/7 * 100% = 28.57."""
     tokens = source.tokens[side.start : side.stop]
     for number, sign in pairwise(tokens):
         if number.value == 100 and sign.text == "%" and side.operations > side.additions:

@@ -29,11 +29,11 @@ READINGS = (
     "exclamation",  # 7! is said loudly
     "dash",  # a leading " - " is punctuation
     "of",  # = 6/7 of her 2 pints: the "of" belongs to the prose
-    "fraction",  # 28 / 1/5, 14 / 1 / 4: the divisor is a fraction
+    "fraction",  # 9 / 1/2, 6 / 1 / 3: the divisor is a fraction
     "scientific",  # 6 * 10^8 / 2 * 10^3: so is 2 * 10^3 one number
     "and",  # = 7 and 1/2 is not seven and a half
     "floor",  # [100/7]: the whole part, in square brackets
-    "decimal",  # 4.167 stands for 25/6
+    "decimal",  # 2.857 stands for 20/7
     "superscript",  # 32 + 42 is 3^2 + 4^2, copied without its markup
     "pi",  # no customary reading: with 3 for pi it shows whether pi cancels
 )
@@ -174,7 +174,7 @@ class _Parser(OperandReader):
         token, before = self.tokens[index], self.tokens[index - 1]
         if token.kind is Kind.NUMBER and token.text != PI_SIGN and (before.kind is not Kind.CLOSE or token.gap):
             self.fail()
-        self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (3)2: a factor, or a power
+        self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (5)2: a factor, or a power
         if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
             inside = self.tokens[index + 1 : min(self.partner[index], index + 9)]
             self.ambiguous |= all(part.kind in (Kind.NUMBER, Kind.WORD, Kind.SCALE) for part in inside)
@@ -288,7 +288,7 @@ class _Parser(OperandReader):
         following = self.tokens[index]
         if following.text == "and" and depth == 0:
             added, end = self.fraction_at(index + 1)
-            if added is not None and self.ends_statement(end):  # = 16 and 2/3
+            if added is not None and self.ends_statement(end):  # = 3 and 2/3
                 self.features.add("and")
                 return (value, index) if "and" in self.readings else (value + added, end)
         if following.kind is Kind.FRACTION:

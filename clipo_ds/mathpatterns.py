@@ -31,7 +31,7 @@ COMES_TO = re.compile(r"\s{1,3}(?:up\s{1,3})?(?:to|in)(?=\s)")
 ABOUT = re.compile(r"\s{1,3}(?:approximately|about|roughly|around)(?=\s)")
 NEGATED = re.compile(r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\blonger)\s{1,3}$")
 UNSURE_EXPONENT = re.compile(r"(?!1e|[0-9]\.[0-9]+e|[0-9]e[-+]0)[0-9.,]+e[-+]", re.IGNORECASE)
-"""17e-8 is an unknown e and a subtraction as likely as a power of ten; 1e-6, 2.5e-3 and 3e-05 are not."""
+"""12e-7 is an unknown e and a subtraction as likely as a power of ten; 1e-6, 2.5e-3 and 3e-05 are not."""
 ARTICLE = re.compile(r"\s+(?:the|these|those|his|her|their|all)(?=\s)")
 INDEXED = re.compile(r"\}\s?[0-9_(]")
 UNIT_AFTER_HYPHEN = re.compile(r"[^\W\d_]{2,}")

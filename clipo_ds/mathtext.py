@@ -143,7 +143,7 @@ class _Reader(WordReader):
         digits = re.sub(r"[^0-9.eE+-]", "", self.text[start:end])
         tail = patterns.NUMBER_TAIL.match(self.text, end)
         if tail and tail[0].startswith(":") and self.tokens and self.tokens[-1].text.lower() in LABEL_WORDS:
-            tail = None  # Day 4:2(3 + 5) = 16
+            tail = None  # Day 3:2(1 + 5) = 12
         if len(digits) > MAX_DIGITS or tail or patterns.UNSURE_EXPONENT.match(self.text, start, end):
             stop = tail.end() if tail else end
             self.emit(Kind.VARIABLE, start, stop)  # a version, a time, a decimal comma, a base, 0.333…

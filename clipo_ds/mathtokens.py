@@ -74,7 +74,7 @@ def read_unit_letters(tokens: list[Token]) -> list[Token]:
 
 
 def _follows_number(tokens: list[Token], index: int) -> bool:
-    """Whether a letter stands behind a number and a space, and is no factor: 60 m, but not 9\\textbf{C}4."""
+    """Whether a letter stands behind a number and a space, and is no factor: 60 m, but not 8\\textbf{C}3."""
     factor = index + 1 < len(tokens) and tokens[index + 1].kind in (Kind.NUMBER, Kind.OPEN, Kind.VARIABLE, Kind.ROOT)
     return index > 0 and tokens[index - 1].kind is Kind.NUMBER and tokens[index].gap and not factor
 

@@ -106,7 +106,7 @@ def measured_total(tokens: list[Token], start: int, stop: int) -> tuple[Fraction
 
 
 def units_of_product(tokens: list[Token], start: int, stop: int) -> set[str] | None:
-    """The units of measure that are left of a product of measured numbers: minutes of 2 hours * 60 minutes/hour.
+    """The units of measure that are left of a product of measured numbers: days of 3 weeks * 7 days/week.
 
     None for what is no plain product or quotient, and where a unit is left in a denominator or more than once.
     """

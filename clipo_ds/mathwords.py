@@ -104,7 +104,7 @@ PRONOUNS = _words("it he she there what here let who this which")
 """With an 's they are a clause, where Tom's is an owner."""
 ARTICLES = _words("the his her their its our my your these those all")
 PREPOSITIONS = _words("in of for from at on with by to into")
-"""What follows them is no unit of the number before: 24 hours in a day."""
+"""What follows them is no unit of the number before: 30 days in a month."""
 LABEL_WORDS = _words(
     "step day week month year case part question problem example equation eq figure number no option round level "
     "chapter section table line room item player person box group phase stage trial method page row column game team "
@@ -123,4 +123,4 @@ COMPARING_WORDS = _words(
 WORTH_WORDS = _words("point score mark credit calorie token coin ticket leg foot wheel head vote star")
 """What things are worth or have, so that their number is not summed."""
 RESULT_VERBS = _words("earn earns make makes cost costs charge charges")
-"""A quotient follows them, hardly ever a share: he earns 2/50 = 10 dollars."""
+"""A quotient follows them, hardly ever a share: he earns 3/60 = 20 dollars."""

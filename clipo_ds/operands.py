@@ -50,7 +50,7 @@ class OperandReader:
         return False
 
     def is_remark(self, index: int) -> bool:
-        """Whether a bracket set off by a space is no factor: 3 + 4 (apples) = 7, 90 * 0.9 (10% off) = 81."""
+        """Whether a bracket set off by a space is no factor: 3 + 4 (apples) = 7, 80 * 0.8 (20% off) = 64."""
         close = self.partner[index]
         if not self.tokens[index].gap or close - index > 8:
             return False
@@ -60,7 +60,7 @@ class OperandReader:
             return True
         signs = {token.text for token in inside if token.kind is Kind.OPERATOR}
         told = Kind.WORD in kinds and (inside[0].kind in _WORDS or signs == {"%"})
-        told |= self.tokens[index - 1].kind is Kind.NUMBER and self.is_percentage(index + 1, close)  # 70 (70%)
+        told |= self.tokens[index - 1].kind is Kind.NUMBER and self.is_percentage(index + 1, close)  # 80 (80%)
         return told and signs <= {"%"} and kinds <= {*_WORDS, Kind.NUMBER, Kind.OPERATOR}
 
     def is_percentage(self, begin: int, end: int) -> bool:
@@ -142,7 +142,7 @@ class OperandReader:
         return end
 
     def unit_follows(self, index: int, stop: int, words: list[str]) -> bool:
-        """Whether the number or fraction at a token has one of these units: 1 full tank -1/3 tank."""
+        """Whether the number or fraction at a token has one of these units: 1 whole cake -1/4 cake."""
         behind = self.tokens[index + 1 : min(index + 4, stop)]
         return any(token.kind is Kind.WORD and singular(token.text) in words for token in behind)
 

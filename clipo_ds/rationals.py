@@ -72,8 +72,8 @@ def apply(left: Fraction, operator: str, right: Fraction) -> Value:
 def unrounded(value: Fraction, decimals: int) -> Fraction:
     """The simple fraction without an end in decimals that a number shown to so many was rounded from; else itself.
 
-    >>> unrounded(Fraction("4.167"), 3), unrounded(Fraction("4.125"), 3)
-    (Fraction(25, 6), Fraction(33, 8))
+    >>> unrounded(Fraction("1.667"), 3), unrounded(Fraction("4.125"), 3)
+    (Fraction(5, 3), Fraction(33, 8))
     """
     simple = value.limit_denominator(MAX_DENOMINATORS.get(decimals, 100))
     places = 2 if decimals > 9 else Fraction(1, 2)  # a float's last digit may be off

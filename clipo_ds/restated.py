@@ -1,7 +1,7 @@
-"""Sums under a name, and the value that the next line states under the same name: total = 52 + 24, total = 78.
+"""Sums under a name, and the value that the next line states under the same name: total = 31 + 15, total = 48.
 
 Layer L1, between `clipo_ds.equations` and `clipo_ds.steps`; no torch. A name is all that stands before the equals sign,
-a coefficient included: 7a = 3 - 51 says nothing about a = -48/7. A value is restated where the name comes again with
+a coefficient included: 5b = 3 - 20 says nothing about b = -17/5. A value is restated where the name comes again with
 nothing between, and what was a computation is now simpler. Two roots or two prices under one name are no such thing:
 x = 1/2, x = 3.
 """

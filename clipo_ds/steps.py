@@ -1,18 +1,25 @@
 """Process checking: verifies the arithmetic that a text states, not its final answer.
 
 Layer L1, no torch. `mathtext` reads a text into tokens, `expressions` evaluates the sides of an equation, `equations`
-judges one link; here is where a text's equations are. This is what makes *process-wrong but outcome-correct* a number
-for any model: a response whose answer is right and whose `StepCheck` is not consistent. The paper (CLIPO, arXiv
-2603.10101) has no such measure.
+says whether they agree, `verdicts` judges one link, `doubts` what leaves it open, `restated` finds sums under a name;
+here is where a text's equations are. This is what makes *process-wrong but outcome-correct* a number for any model: a
+response whose answer is right and whose `StepCheck` is not consistent. The paper (CLIPO, arXiv 2603.10101) has no such
+measure.
 
 An equation counts when both of its sides are arithmetic and it computes something; running equalities a = b = c are
-checked link by link. Not counted are equations with variables, definitions, inequalities and congruences, a bare
-"12 = 12", unit conversions ("1 hour + 30 minutes = 90 minutes") and divisions with a stated remainder. Nor is a link
-that comes out false while its words leave its extent or its meaning in doubt ("half of 10 + 3 = 8", "the price of
-2 pens = 3 * 4"): the check would rather miss an error than invent one.
+checked link by link. "Equals", "is equal to" and, behind a computation, "is 7" are equals signs. So is a name that
+comes again in the next line with a simpler value: total = 31 + 15, total = 48. Sums of measures count in one unit:
+1 hour + 30 minutes = 90 minutes.
+
+Not counted are definitions, inequalities and congruences, a bare "12 = 12", other conversions of units, divisions with
+a stated remainder, and equations with variables, unless no value of their one unknown makes them true (2x + 3x = 6x).
+Nor is a link that comes out false while the words around it leave its extent or its meaning in doubt ("half of
+10 + 3 = 8", "the price of 2 pens = 3 * 4"), or deny or ask it ("is 3 + 4 = 8? No"): the check would rather miss an
+error than invent one.
 
 A stated value that is the rounding of the exact one to the digits it shows is true: 17/3 = 5.67. Whole numbers shown
-with `=` need three digits for that (1000/3 = 333 is rounded, 7/2 = 4 is false); with `≈` any digits will do, and the
+with `=` need three digits for that (1000/3 = 333 is rounded, 7/2 = 4 is false), one digit behind the point is none
+(1/4 = 0.3 is false), and decimals may be cut from four digits on (200/3 = 66.66). With `≈` any digits will do, and the
 last one may be off by one. Abused running equalities (3 + 4 = 7 - 2 = 5) are false, as they stand.
 """
 

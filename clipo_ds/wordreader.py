@@ -64,7 +64,7 @@ class WordReader:
         return last.kind in operand or (last.kind is Kind.OPERATOR and last.text in "%!")
 
     def is_prose_unit(self, end: int) -> bool:
-        """Whether a letter in a group of words may be a unit: 6 \\text{ m/s}, but not in 9\\text{C}4."""
+        """Whether a letter in a group of words may be a unit: 6 \\text{ m/s}, but not in 8\\text{C}3."""
         behind = self.after_operand() or (bool(self.tokens) and self.tokens[-1].text == "/")
         return behind and patterns.INDEXED.match(self.text, end) is None
 
@@ -143,7 +143,7 @@ class WordReader:
         return end
 
     def x_multiplies(self, start: int, end: int) -> bool:
-        """Whether an x behind an operand is a times sign: not in 2x\\sqrt{3}, 3 x-2, nor at the end of a line."""
+        """Whether an x behind an operand is a times sign: not in 2x\\sqrt{3}, 4 x-1, nor at the end of a line."""
         last = self.tokens[-1]
         if last.end == start and (last.kind is Kind.NUMBER or last.text == "}"):
             return patterns.DIGIT_AHEAD.match(self.text, end) is not None

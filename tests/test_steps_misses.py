@@ -118,7 +118,7 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
     "sqrt( ) in plain text": [
         ("sqrt(16) + 1 = 6", 1, 1),
         ("sqrt(16) + 1 = 5", 1, 0),
-        ("x = sqrt(36 * 49) = 42", 1, 0),
+        ("x = sqrt(25 * 16) = 20", 1, 0),
         ("sqrt(2) ≈ 1.41", 1, 0),
         ("d = sqrt(3^2 + 4^2) = sqrt(25) = 6", 2, 1),
         ("sqrt(x) = 5", 0, 0),
@@ -139,7 +139,7 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         ("5 roses + 6 tulips + 7 lilies = 19 flowers", 1, 1),
     ],
     "units that cancel": [
-        ("4 hours * 60 minutes/hour = 240 minutes", 1, 0),
+        ("5 hours * 60 minutes/hour = 300 minutes", 1, 0),
         ("3 weeks * 7 days/week = 22 days", 1, 1),
         ("5 hours * 60 minutes per hour = 310 minutes", 1, 1),
         ("2 hours * 60 = 130 minutes", 0, 0),
@@ -160,7 +160,7 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         ("It costs 5/20 = 4 dollars", 1, 1),
     ],
     "words near a sum": [
-        ("On the first day 6 * 2 = 13 ducks swim.", 1, 1),
+        ("On the first day 7 * 2 = 15 geese fly.", 1, 1),
         ("In the second half they scored 3 * 4 = 13", 1, 1),
         ("In the second half 3 * 4 = 13", 1, 1),
         ("over 3 * 4 = 13 days", 1, 1),
@@ -203,7 +203,7 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         ("40 pages per day * 5 days = 210 pages", 1, 1),
     ],
     "pi": [
-        (r"120\pi / 480\pi = 0.25", 1, 0),
+        (r"60\pi / 240\pi = 0.25", 1, 0),
         (r"12\pi + 3\pi = 16\pi", 1, 1),
         (r"\pi \cdot 3^2 = 9\pi", 1, 0),
         (r"\pi(3)^2 = 10\pi", 1, 1),
