@@ -11,18 +11,16 @@ reading it has, and whoever judges an equation tries both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from clipo_ds.mathtokens import Kind, Token, TokenList
-from clipo_ds.mathwords import CLAUSE_WORDS
-from clipo_ds.rationals import Unknown, Value, apply
+from clipo_ds.mathtokens import PI_SIGN, Kind, Token, TokenList
+from clipo_ds.operands import OperandReader
+from clipo_ds.rationals import Unknown, Value, apply, unrounded
 
 MAX_DEPTH = 30
 """Brackets nested deeper than this are not read."""
-MAX_UNIT_WORDS = 5
-"""Words between a number and an operator; more are prose."""
-
 READINGS = (
     "mixed",  # 2\frac{1}{2} is a product, not two and a half
     "tight",  # 6/2(1+2): what is written side by side is multiplied first
@@ -31,10 +29,15 @@ READINGS = (
     "exclamation",  # 7! is said loudly
     "dash",  # a leading " - " is punctuation
     "of",  # = 6/7 of her 2 pints: the "of" belongs to the prose
+    "fraction",  # 9 / 1/2, 6 / 1 / 3: the divisor is a fraction
+    "scientific",  # 6 * 10^8 / 2 * 10^3: so is 2 * 10^3 one number
+    "and",  # = 7 and 1/2 is not seven and a half
+    "floor",  # [100/7]: the whole part, in square brackets
+    "decimal",  # 2.857 stands for 20/7
+    "superscript",  # 32 + 42 is 3^2 + 4^2, copied without its markup
+    "pi",  # no customary reading: with 3 for pi it shows whether pi cancels
 )
 """Features of an expression that has a second customary reading, and what that reading is."""
-
-_OPERANDS = (Kind.NUMBER, Kind.FRACTION, Kind.BINOMIAL, Kind.ROOT, Kind.VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,20 @@ class Expression:
     features: frozenset[str]  # of READINGS
 
 
-def singular(word: str) -> str:
-    return word.lower().removesuffix("s")
-
-
-class _Parser:
+class _Parser(OperandReader):
     """One parse of one expression. Methods take a token index and the index where their range ends, and return
     a value (None once anything unknown was met) and the index after what they read."""
 
-    def __init__(self, source: TokenList, readings: frozenset[str]) -> None:
-        self.tokens, self.partner = source.tokens, source.partner
+    def __init__(
+        self, source: TokenList, readings: frozenset[str], unknown: tuple[str, Fraction] | None = None
+    ) -> None:
+        super().__init__(source)
+        self.letter = unknown
+        self.latex = source.latex
         self.readings = readings
         self.features: set[str] = set()
-        self.units: set[str] = set()
         self.unknown: Unknown | None = None
-        self.operations = self.additions = self.numbers = self.percents = self.numbers_with_unit = 0
-        self.ambiguous = False
+        self.operations = self.additions = self.numbers = self.percents = 0
 
     # Values. Every one of them goes through `combine`, which gives up on unknown operands and on overgrown numbers.
 
@@ -92,28 +93,6 @@ class _Parser:
 
     # Grammar.
 
-    def is_operand(self, index: int, stop: int, *, signed: bool = True) -> bool:
-        for _ in range(3):  # a few signs
-            if index >= stop:
-                return False
-            token = self.tokens[index]
-            if token.kind in _OPERANDS:
-                return True
-            if token.kind is Kind.OPEN:
-                return not self.is_remark(index)
-            if not (signed and token.kind is Kind.OPERATOR and token.text in "+-"):
-                return False
-            index += 1
-        return False
-
-    def is_remark(self, index: int) -> bool:
-        """Whether a bracket set off by a space holds words only: 3 + 4 (apples) = 7."""
-        if not self.tokens[index].gap:
-            return False
-        close = self.partner[index]
-        inside = self.tokens[index + 1 : min(close, index + 8)]
-        return close - index <= 8 and all(token.kind in (Kind.WORD, Kind.SCALE) for token in inside)
-
     def sum(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         value, index = self.product(index, stop, depth, leading=True)
         while index < stop:
@@ -129,9 +108,6 @@ class _Parser:
             value = self.combine(value, token.text, term)
         return value, index
 
-    def is_percentage(self, begin: int, end: int) -> bool:
-        return end - begin == 2 and self.tokens[begin].kind is Kind.NUMBER and self.tokens[begin + 1].text == "%"
-
     def product(self, index: int, stop: int, depth: int, leading: bool = False) -> tuple[Fraction | None, int]:
         value, index = self.signed(index, stop, depth, leading and depth == 0)
         divided = False
@@ -144,7 +120,8 @@ class _Parser:
                     self.features.add("of")
                     if "of" in self.readings and depth == 0:
                         break
-                right, index = self.signed(index + 1, stop, depth)
+                read = self.divisor if token.text == "/" else self.signed
+                right, index = read(index + 1, stop, depth)
                 value = self.combine(value, {"%": "mod", "of": "*"}.get(token.text, token.text), right)
                 divided |= token.text == "/"
             elif self.is_operand(index, stop, signed=False):
@@ -171,11 +148,33 @@ class _Parser:
             value = self.combine(value, "*", right)
         return (-value if negative and value is not None else value), index
 
+    def divisor(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
+        """What stands behind a division sign: one factor, or a fraction or a power of ten that is one number."""
+        tokens = self.tokens
+        upper = tokens[index].value
+        if upper is not None and index + 2 < stop and tokens[index + 1].text == "/":
+            lower = tokens[index + 2].value
+            set_off = tokens[index].gap and not (tokens[index + 1].gap or tokens[index + 2].gap)
+            if lower is not None and upper.denominator == lower.denominator == 1 and (set_off or upper < lower):
+                self.features.add("fraction")
+                if "fraction" in self.readings:
+                    self.numbers += 1
+                    divisor, index = self.signed(index + 2, stop, depth)
+                    return self.combine(upper, "/", divisor), index
+        value, index = self.signed(index, stop, depth)
+        if [token.text for token in tokens[index : min(index + 3, stop)]] == ["*", "10", "^"]:
+            self.features.add("scientific")
+            if "scientific" in self.readings:
+                power, index = self.signed(index + 1, stop, depth)
+                return self.combine(value, "*", power), index
+        return value, index
+
     def beside(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         """A factor written beside the one before: (1/2)(6), 3(4+5), 2\\sqrt{9}; two bare numbers are no product."""
         token, before = self.tokens[index], self.tokens[index - 1]
-        if token.kind is Kind.NUMBER and (before.kind is not Kind.CLOSE or token.gap):
+        if token.kind is Kind.NUMBER and token.text != PI_SIGN and (before.kind is not Kind.CLOSE or token.gap):
             self.fail()
+        self.ambiguous |= token.kind is Kind.NUMBER and before.text == ")"  # (5)2: a factor, or a power
         if token.kind is Kind.OPEN and token.gap and before.kind is Kind.NUMBER:
             inside = self.tokens[index + 1 : min(self.partner[index], index + 9)]
             self.ambiguous |= all(part.kind in (Kind.NUMBER, Kind.WORD, Kind.SCALE) for part in inside)
@@ -206,19 +205,14 @@ class _Parser:
             index += 1
         return value, self.after_units(index, stop)
 
-    def is_modulo(self, index: int, stop: int) -> bool:
-        """17 % 5 as in code, but 70\\%(10) is a share of 10."""
-        if index + 1 >= stop or self.tokens[index + 1].kind is not Kind.NUMBER:
-            return False
-        sign, following = self.tokens[index : index + 2]
-        return sign.gap == following.gap and sign.end - sign.start == 1
-
     def exponent(self, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         negative = index < stop and self.tokens[index].kind is Kind.OPERATOR and self.tokens[index].text == "-"
         index += negative
         if depth >= MAX_DEPTH or not self.is_operand(index, stop, signed=False):
             self.fail()
             return None, max(index, min(index + 1, stop))
+        if self.latex and self.tokens[index].end - self.tokens[index].start > 1:
+            self.ambiguous |= self.tokens[index].kind is Kind.NUMBER  # ^24 is ^{2}4 in LaTeX
         value, index = self.primary(index, stop, depth + 1)
         if index < stop and self.tokens[index].kind is Kind.OPERATOR and self.tokens[index].text == "^":
             self.ambiguous = True
@@ -232,6 +226,9 @@ class _Parser:
             self.numbers += 1
             if token.currency:
                 self.units.add("dollar")
+            if token.text == PI_SIGN:
+                self.features.add("pi")
+                return (Fraction(3) if "pi" in self.readings else token.value), index + 1
             return self.mixed(token, index + 1, stop, depth)
         if token.kind is Kind.OPEN:
             return self.bracket(index, depth)
@@ -246,6 +243,10 @@ class _Parser:
             upper, index = self.argument(index + 1, stop, depth)
             lower, index = self.argument(index, stop, depth)
             return self.combine(upper, "/" if token.kind is Kind.FRACTION else "choose", lower), index
+        following = self.tokens[index + 1] if index + 1 < len(self.tokens) else None
+        calls = following is not None and following.kind is Kind.OPEN and not following.gap
+        if self.letter is not None and token.text == self.letter[0] and not calls:
+            return self.letter[1], index + 1
         self.fail()
         return None, index + 1
 
@@ -265,15 +266,31 @@ class _Parser:
         value, end = self.sum(index + 1, close, depth + 1)
         if end != close:
             self.fail()
+        if self.tokens[index].text == "|":
+            self.operations += 1
+            value = None if value is None else abs(value)
+        elif self.tokens[index].text == "[" and value is not None and value.denominator != 1:
+            self.features.add("floor")
+            value = Fraction(math.floor(value)) if "floor" in self.readings else value
         return value, close + 1
 
     def mixed(self, token: Token, index: int, stop: int, depth: int) -> tuple[Fraction | None, int]:
         """A number, and the fraction of a mixed number behind it: 2\\frac{1}{2}, 2 1/2."""
         value = token.value
         assert value is not None
+        if "superscript" in self.readings:
+            value = lost_power(token.text) or value
+        if token.decimals > 1:
+            self.features.add("decimal")
+            value = unrounded(value, token.decimals) if "decimal" in self.readings else value
         if index >= stop or value.denominator != 1:
             return value, index
         following = self.tokens[index]
+        if following.text == "and" and depth == 0:
+            added, end = self.fraction_at(index + 1)
+            if added is not None and self.ends_statement(end):  # = 3 and 2/3
+                self.features.add("and")
+                return (value, index) if "and" in self.readings else (value + added, end)
         if following.kind is Kind.FRACTION:
             self.features.add("mixed")
             if "mixed" not in self.readings:
@@ -288,56 +305,25 @@ class _Parser:
                 return value + upper / lower, index + 3  # type: ignore[operator]
         return value, index
 
-    def after_units(self, index: int, stop: int) -> int:
-        """Skip unit words (3 green hats + …, $5/hat * …) where an operator or the range's end follows them."""
-        words: list[str] = []
-        end, last_word = index, False
-        while end < stop and len(words) <= MAX_UNIT_WORDS:
-            token = self.tokens[end]
-            joins = not words and token.text in ("and", "or")
-            if token.kind in (Kind.WORD, Kind.SCALE) and not joins and token.text.lower() not in CLAUSE_WORDS:
-                words.append(singular(token.text))
-                end, last_word = end + 1, True
-                if end + 1 < stop and self.tokens[end].text == "^" and self.tokens[end + 1].kind is Kind.NUMBER:
-                    end += 2  # cm^2
-            elif token.text == "/" and end + 1 < stop and self.is_rate(end + 1, last_word):
-                words.append(singular(self.tokens[end + 1].text))
-                end += 2
-            elif token.kind is Kind.OPEN and self.is_remark(end):
-                end = self.partner[end] + 1
-            else:
-                break
-        at_end = end == stop
-        operator_follows = not at_end and self.tokens[end].kind is Kind.OPERATOR and self.is_operand(end + 1, stop)
-        if words and operator_follows and self.tokens[end].text in "+-":  # 35 terms before -17: a sign, no subtraction
-            operator = self.tokens[end]
-            hyphen = not operator.gap and self.tokens[end - 1].kind is Kind.WORD  # magnitude-$\sqrt{2}$
-            operator_follows = not hyphen and (self.tokens[end + 1].gap or not operator.gap)
-        if len(words) > MAX_UNIT_WORDS or not (at_end or operator_follows):
-            return index
-        if words:
-            self.units.update(words)
-            self.numbers_with_unit += 1
-        return end
 
-    def is_rate(self, index: int, after_word: bool) -> bool:
-        """Whether a slash is followed by a unit: $5/glass, 60 km/h, but not 12/n."""
-        token = self.tokens[index]
-        return token.kind is Kind.WORD or (after_word and token.kind is Kind.VARIABLE and token.text.isalpha())
-
-
-def parse_expression(source: TokenList, start: int, stop: int, readings: frozenset[str] = frozenset()) -> Expression:
+def parse_expression(
+    source: TokenList,
+    start: int,
+    stop: int,
+    readings: frozenset[str] = frozenset(),
+    unknown: tuple[str, Fraction] | None = None,
+) -> Expression:
     """Parse the longest expression that begins at token `start` and ends before token `stop`.
 
     `readings` names the features of `READINGS` that are to be read the other way. An operand must stand at `start`
-    (`begins_expression`).
+    (`begins_expression`). `unknown` is a letter and the value to read it with.
 
     >>> from clipo_ds.mathtext import read_tokens
     >>> source = read_tokens("2 green hats + 3(4 - 1) hats are")
     >>> parse_expression(source, 0, len(source.tokens)).value
     Fraction(11, 1)
     """
-    parser = _Parser(source, readings)
+    parser = _Parser(source, readings, unknown)
     value, end = parser.sum(start, stop, 0)
     if value is None or parser.unknown is not None:
         result: Value = parser.unknown or Unknown(undefined=False)
@@ -359,4 +345,17 @@ def parse_expression(source: TokenList, start: int, stop: int, readings: frozens
 
 
 def begins_expression(source: TokenList, index: int, stop: int) -> bool:
-    return _Parser(source, frozenset()).is_operand(index, stop)
+    return OperandReader(source).is_operand(index, stop)
+
+
+def is_remark(source: TokenList, index: int) -> bool:
+    """Whether the bracket that opens at a token says something in words: 7 (apples)."""
+    return OperandReader(source).is_remark(index)
+
+
+def lost_power(text: str) -> Fraction | None:
+    """The value of digits that may be a square, a cube or a power of ten without its markup: 9 for 32, 1000 for 103."""
+    if len(text) < 2 or not text.isdecimal() or len(text) > 3:
+        return None
+    base, exponent = divmod(int(text), 10)
+    return Fraction(base**exponent) if exponent in (2, 3) or (base == 10 and exponent > 1) else None

@@ -17,129 +17,49 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from clipo_ds.mathtokens import Kind, Token, TokenList, match_brackets, resolve_line_ends
+from clipo_ds import mathpatterns as patterns
+from clipo_ds.mathtokens import PI_SIGN, Kind, Token, TokenList, match_brackets, read_unit_letters, resolve_line_ends
 from clipo_ds.mathwords import (
     BINOMIAL_COMMANDS,
     BREAK_COMMANDS,
     COMMAND_OPERATORS,
     COMMAND_RELATIONS,
     FRACTION_COMMANDS,
-    GLUED_UNITS,
-    SCALES,
-    SHORT_WORDS,
+    LABEL_WORDS,
+    PROSE_COMMANDS,
     SIGN_OPERATORS,
     SPACE_COMMANDS,
     TRANSPARENT_COMMANDS,
-    WORD_OPERATORS,
 )
+from clipo_ds.rationals import PI
+from clipo_ds.wordreader import PROSE, TRANSPARENT, WordReader
 
 MAX_DIGITS = 300
 """A literal with more digits than this is not read as a number."""
 
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_OPERAND_AHEAD = re.compile(r"(?:\\?\$|\\left|\s|[(\[{]){0,12}(?:-?[0-9]|\.[0-9]|\\[dtc]?frac|\\sqrt|[½⅓⅔¼¾])")
-_DIGIT_AHEAD = re.compile(r"\s?\$?[0-9.]")
-_OF_AHEAD = re.compile(r"\s+(?:the\s+|these\s+|those\s+|his\s+|her\s+|their\s+|all\s+)?[\\$£€]*[0-9.(]")
-_ARTICLE = re.compile(r"\s+(?:the|these|those|his|her|their|all)(?=\s)")
-_UNIT_AFTER_HYPHEN = re.compile(r"[^\W\d_]{2,}")
-_AFTER_ARTICLE = re.compile(r"\s+(?:[^\W\d_]{2}|[$0-9])")
-_NO_WORD = re.compile(r"[A-Z]{3}|[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]{3,5}")
-_LABEL = re.compile(r"\((?:[0-9]{1,3}|[a-zA-Z]|[ivxIVX]{1,4})\)(?=\s)")
-_NUMBER_TAIL = re.compile(r"(?:[.,:_][0-9]+)+|_|\.(?:[a-z]|\\(?:overline|dot|bar))|\s{0,2}(?:\\[lc]?dots|…|\.\.)")
-
-_MASTER = re.compile(
-    r"""
-    (?P<annotation><<[^<>\n]{1,200}>>)
-  | (?P<line>(?:[ \t]*\r?\n)+[ \t]*|\\\\(?:\[[^\]\n]{0,20}\])?)
-  | (?P<space>[ \t\r\f\v\u00a0\u2009\u202f]+|\\[,;:!>\ /]|~)
-  | (?P<asy>\[asy\])
-  | (?P<drop>\\(?:hspace|vspace|tag|label|phantom|hphantom|vphantom|color|textcolor|ref|cite)\*?\{[^{}\n]{0,80}\}
-      |\\(?:left|right)\s*\.
-      |\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|°[CF]?|[`"\u201c\u201d'\u2019\u2018\u2032\u2033&\u200b])
-  | (?P<environment>\\(?:begin|end)\{[^{}\n]{0,40}\}(?:\{[lcr|\ ]{0,40}\})?|\\[\[\]()])
-  | (?P<brace>\\[{}]|\\operatorname\*?\s*\{[^{}\n]{0,40}\})
-  | (?P<command>\\[A-Za-z]+\*?)
-  | (?P<escaped>\\.)
-  | (?P<number>
-      (?:[0-9]{1,3}(?:(?:,|\{,\}|,\\!|\{,\}\\!|\\,)[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?
-      (?:[eE][+-]?[0-9]{1,3}(?![\w.]))?|\.[0-9]+)
-  | (?P<vulgar>[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])
-  | (?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)
-  | (?P<phrase>(?:divided|multiplied)\s{1,3}by\b)
-  | (?P<compound>[^\W\d_]{3,}[-\u2011][0-9]+(?![0-9.]))
-  | (?P<word>[^\W\d_]+(?:['\u2019\-\u2010][^\W\d_]{2,})*)
-  | (?P<arrow>={1,2}>|-+>|[⇒→⟹⟶➜➔↦⇔∴—])
-  | (?P<other>!=|≠|<=|>=|[<>≤≥≡≢∈∝\u223c]|:=|\+=|-=|\*=|/=)
-  | (?P<approximately>≈|≃|≅|≒|≐)
-  | (?P<rule>={3,}|-{3,}|_{2,}|\#+)
-  | (?P<equal>={1,2}|\uff1d)
-  | (?P<stars>\*{1,3})
-  | (?P<ellipsis>…|\.{2,})
-  | (?P<punctuation>[.,;:?\u3001\u3002\uff0c\uff1b\uff1a\uff1f•])
-  | (?P<display>\$\$)
-  | (?P<currency>[$€£¥¢₹])
-  | (?P<open>[(\[{\uff08\u3010])
-  | (?P<close>[)\]}\uff09\u3011])
-  | (?P<root>√)
-  | (?P<rest>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
-
-class _Reader:
-    """State of one pass: the tokens so far and what the next token depends on."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens: list[Token] = []
-        self.annotations: list[Token] = []
-        self.gap = False
-        self.latex = "\\" in text
-        self.dollar_end = self.currency_end = -1  # where the last dollar sign ended, and the last that is money
-        self.digits_wanted = 0  # single-digit arguments that a \frac or \sqrt still takes
-        self.braces: list[int | None] = []  # open braces: None transparent, else digits_wanted after the closing one
-        self.in_root_index = False  # of \sqrt[3]{8}
-        self.transparent_next = False
-        self.asy_closes = True
-        self.num_dollars = 0
-
-    def emit(self, kind: Kind, start: int, end: int, text: str | None = None, value: Fraction | None = None,
-             decimals: int = 0) -> None:  # fmt: skip
-        shown = self.text[start:end] if text is None else text
-        dollar, currency = self.dollar_end == start, self.currency_end == start
-        self.tokens.append(Token(kind, shown, start, end, self.gap, value, decimals, dollar, currency))
-        self.gap = False
-
-    def after_operand(self) -> bool:
-        if not self.tokens:
-            return False
-        last = self.tokens[-1]
-        operand = (Kind.NUMBER, Kind.CLOSE, Kind.VARIABLE, Kind.WORD, Kind.SCALE)
-        return last.kind in operand or (last.kind is Kind.OPERATOR and last.text in "%!")
-
-    def glued(self, start: int) -> bool:
-        """Whether the last token is a number that ends where this one starts."""
-        return bool(self.tokens) and self.tokens[-1].kind is Kind.NUMBER and self.tokens[-1].end == start
+class _Reader(WordReader):
+    """One pass over a text: what each kind of match becomes."""
 
     def read(self) -> None:
-        position, length, match = 0, len(self.text), _MASTER.match
+        text, position, length, match = self.text, 0, len(self.text), patterns.MASTER.match
+        handlers = {name: getattr(self, f"on_{name}") for name in patterns.MASTER.groupindex}
         while position < length:
-            if self.digits_wanted and self.text[position] in "0123456789":
-                digit = self.text[position]
+            if self.digits_wanted and text[position] in "0123456789":
+                digit = text[position]
                 self.emit(Kind.NUMBER, position, position + 1, value=Fraction(int(digit)))
                 self.digits_wanted -= 1
                 position += 1
                 continue
-            found = match(self.text, position)
+            found = match(text, position)
             assert found is not None and found.lastgroup is not None  # the last alternative takes any character
-            name = found.lastgroup
-            if name not in ("space", "open", "command"):
-                self.digits_wanted = 0
-            if name not in ("space", "open"):
-                self.transparent_next = False
-            position = getattr(self, f"on_{name}")(position, found.end()) or found.end()
+            name, end = found.lastgroup, found.end()
+            if name != "space":
+                if name not in ("open", "command"):
+                    self.digits_wanted = 0
+                if name != "open":
+                    self.transparent_next = 0
+            position = handlers[name](position, end) or end
 
     def on_annotation(self, start: int, end: int) -> None:
         self.annotations.append(Token(Kind.ANNOTATION, self.text[start + 2 : end - 2], start, end, self.gap))
@@ -191,10 +111,12 @@ class _Reader:
             self.emit(Kind.ROOT if name == "sqrt" else kind, start, end)
             self.digits_wanted = 1 if name == "sqrt" else 2
             return
+        elif name == "pi":
+            self.emit(Kind.NUMBER, start, end, PI_SIGN, PI)
         elif name in COMMAND_RELATIONS:
             self.emit(Kind.RELATION, start, end, COMMAND_RELATIONS[name])
         elif name in TRANSPARENT_COMMANDS:
-            self.transparent_next = True
+            self.transparent_next = PROSE if name in PROSE_COMMANDS else TRANSPARENT
             self.gap |= name not in ("left", "right")
         elif name in SPACE_COMMANDS:
             self.emit(Kind.LINE_END, start, end, "latex")
@@ -219,8 +141,10 @@ class _Reader:
 
     def on_number(self, start: int, end: int) -> int | None:
         digits = re.sub(r"[^0-9.eE+-]", "", self.text[start:end])
-        tail = _NUMBER_TAIL.match(self.text, end)
-        if len(digits) > MAX_DIGITS or tail:
+        tail = patterns.NUMBER_TAIL.match(self.text, end)
+        if tail and tail[0].startswith(":") and self.tokens and self.tokens[-1].text.lower() in LABEL_WORDS:
+            tail = None  # Day 3:2(1 + 5) = 12
+        if len(digits) > MAX_DIGITS or tail or patterns.UNSURE_EXPONENT.match(self.text, start, end):
             stop = tail.end() if tail else end
             self.emit(Kind.VARIABLE, start, stop)  # a version, a time, a decimal comma, a base, 0.333…
             return stop
@@ -238,76 +162,12 @@ class _Reader:
             assert whole.value is not None
             self.tokens.append(whole._replace(value=whole.value + value, end=fraction.end, text=whole.text + "½"))
 
-    def on_phrase(self, start: int, end: int) -> None:
-        if _OPERAND_AHEAD.match(self.text, end):
-            self.emit(Kind.OPERATOR, start, end, "/" if self.text[start] == "d" else "*")
-        else:
-            self.emit(Kind.WORD, start, end)
-
-    def on_word(self, start: int, end: int) -> int | None:
-        word, lower = self.text[start:end], self.text[start:end].lower()
-        following = self.text[end : end + 1]
-        glued = self.glued(start)
-        if lower == "x" and self.after_operand():
-            ahead = _DIGIT_AHEAD if glued else _OPERAND_AHEAD  # 2x\\sqrt{3} and 3x - 2 are algebra
-            if ahead.match(self.text, end):
-                self.emit(Kind.OPERATOR, start, end, "*")
-                return None
-        if following.isdigit() or following == "_":
-            stop = end
-            while stop < len(self.text) and (self.text[stop].isalnum() or self.text[stop] == "_"):
-                stop += 1
-            self.emit(Kind.VARIABLE, start, stop)
-            return stop
-        if lower in SCALES:
-            self.emit(Kind.SCALE, start, end, lower, Fraction(SCALES[lower]))
-        elif lower in ("percent", "pct") and self.after_operand():
-            self.emit(Kind.OPERATOR, start, end, "%")
-        elif lower in ("squared", "cubed") and self.after_operand():
-            self.emit(Kind.OPERATOR, start, end, "^")
-            self.emit(Kind.NUMBER, end, end, value=Fraction(2 if lower == "squared" else 3))
-        elif lower in WORD_OPERATORS and self.word_operates(lower, end):
-            self.emit(Kind.OPERATOR, start, end, WORD_OPERATORS[lower])
-            if lower == "of":  # "20% of the 50 apples": the article is no unit
-                article = _ARTICLE.match(self.text, end)
-                return article.end() if article else None
-        elif following == "(" or self.is_variable(word, glued, end):
-            self.emit(Kind.VARIABLE, start, end)
-        else:
-            self.emit(Kind.WORD, start, end)
-        return None
-
-    def on_compound(self, start: int, end: int) -> None:
-        self.emit(Kind.WORD, start, end)  # base-8
-
-    def word_operates(self, word: str, end: int) -> bool:
-        """Whether a word between operands is an operator: 3 times 4, and 20% of 50 or 1/2 of 30 but not 3 of 4."""
-        if word != "of":
-            if word == "mod" and self.tokens and self.tokens[-1].kind is Kind.WORD:
-                return False
-            return _OPERAND_AHEAD.match(self.text, end) is not None
-        if _OF_AHEAD.match(self.text, end) is None or not self.tokens:
-            return False
-        last, before = self.tokens[-1], self.tokens[-2] if len(self.tokens) > 1 else None
-        if last.kind is Kind.OPERATOR:
-            return last.text == "%"
-        if last.kind is Kind.CLOSE:
-            return True
-        divided = before is not None and (before.text == "/" or before.kind is Kind.FRACTION)
-        small = last.value is not None and 0 < last.value < 1
-        return last.kind is Kind.NUMBER and (divided or small)
-
-    def is_variable(self, word: str, glued: bool, end: int) -> bool:
-        if glued or word in GLUED_UNITS:
-            return word not in GLUED_UNITS
-        if len(word) == 2:
-            return word.lower() not in SHORT_WORDS
-        if len(word) > 2:
-            return _NO_WORD.fullmatch(word) is not None
-        return word not in ("a", "A", "I") or _AFTER_ARTICLE.match(self.text, end) is None
-
     def on_other(self, start: int, end: int) -> None:
-        self.emit(Kind.RELATION, start, end, "?")
+        if self.text[start:end] == "!=" and not self.gap and self.after_operand():  # 5!=120, or 3+4!=8
+            self.emit(Kind.OPERATOR, start, start + 1, "!")
+            self.emit(Kind.RELATION, start + 1, end, "=")
+        else:
+            self.emit(Kind.RELATION, start, end, "?")
 
     def on_approximately(self, start: int, end: int) -> None:
         self.emit(Kind.RELATION, start, end, "~")
@@ -316,7 +176,7 @@ class _Reader:
         self.emit(Kind.RELATION, start, end, "=")
 
     def on_superscript(self, start: int, end: int) -> None:
-        digits = self.text[start:end].translate(_SUPERSCRIPTS)
+        digits = self.text[start:end].translate(patterns.SUPERSCRIPTS)
         if not re.fullmatch(r"-?[0-9]{1,4}", digits):
             self.emit(Kind.VARIABLE, start, end)
             return
@@ -325,10 +185,11 @@ class _Reader:
 
     def on_stars(self, start: int, end: int) -> None:
         """`*` and `**` are operators between operands, and emphasis elsewhere."""
-        operates = self.after_operand() and _OPERAND_AHEAD.match(self.text, end) is not None
+        operates = self.after_operand() and patterns.OPERAND_AHEAD.match(self.text, end) is not None
         even = self.gap == self.text[end : end + 1].isspace()  # emphasis has space on one side only
         after_number = end - start == 1 and bool(self.tokens) and self.tokens[-1].kind is not Kind.WORD
-        if operates and (even or after_number) and end - start < 3:
+        names = even and after_number and self.after_operand() and patterns.NAME_AHEAD.match(self.text, end)  # 3 * Ann
+        if (operates and (even or after_number) and end - start < 3) or names:
             self.emit(Kind.OPERATOR, start, end, "*" if end - start == 1 else "^")
 
     def on_currency(self, start: int, end: int) -> None:
@@ -344,15 +205,16 @@ class _Reader:
     def on_open(self, start: int, end: int) -> int | None:
         character = self.text[start]
         if character == "{" and self.transparent_next:
-            self.transparent_next = False
-            self.braces.append(None)
+            self.braces.append(self.transparent_next)
+            self.prose += self.transparent_next == PROSE
+            self.transparent_next = 0
             return None
-        self.transparent_next = False
+        self.transparent_next = 0
         if character == "{":
             self.braces.append(max(self.digits_wanted - 1, 0))
         elif not (character == "[" and self.tokens and self.tokens[-1].kind is Kind.ROOT):
             line_start = not self.tokens or self.tokens[-1].kind is Kind.LINE_END
-            label = _LABEL.match(self.text, start) if line_start else None
+            label = patterns.LABEL.match(self.text, start) if line_start else None
             if label:
                 self.emit(Kind.BREAK, start, label.end(), "")
                 return label.end()
@@ -367,7 +229,8 @@ class _Reader:
     def on_close(self, start: int, end: int) -> None:
         character = {"\uff09": ")", "\u3011": "]"}.get(self.text[start], self.text[start])
         wanted = self.braces.pop() if character == "}" and self.braces else 0
-        if wanted is None:
+        if wanted < 0:
+            self.prose -= wanted == PROSE
             return
         self.emit(Kind.CLOSE, start, end, character)
         self.digits_wanted = 1 if character == "]" and self.in_root_index else wanted
@@ -378,7 +241,7 @@ class _Reader:
 
     def on_rest(self, start: int, end: int) -> int | None:
         character = self.text[start]
-        unit = _UNIT_AFTER_HYPHEN.match(self.text, end) if character in "-\u2010\u2011" else None
+        unit = patterns.UNIT_AFTER_HYPHEN.match(self.text, end) if character in "-\u2010\u2011" else None
         after_name = bool(self.tokens) and self.tokens[-1].kind is Kind.VARIABLE and not self.gap
         compound = unit and (self.glued(start) or (after_name and len(unit[0]) > 3))
         if unit and compound and not self.is_variable(unit[0], False, unit.end()):  # a 3-page letter, the x-coordinate
@@ -387,14 +250,25 @@ class _Reader:
         if character in SIGN_OPERATORS:
             self.emit(Kind.OPERATOR, start, end, SIGN_OPERATORS[character])
         elif character == "!":
-            self.emit(Kind.OPERATOR if self.after_operand() and not self.gap else Kind.BREAK, start, end, "!")
+            following = self.text[end : end + 1]
+            if following.isdigit() and not self.after_operand():  # !5, a subfactorial
+                self.emit(Kind.VARIABLE, start, end)
+            else:
+                self.emit(Kind.OPERATOR if self.after_operand() and not self.gap else Kind.BREAK, start, end, "!")
         elif character == "|":
-            self.emit(Kind.BREAK, start, end, "|")
+            self.emit(self.kind_of_bar(start, end), start, end, "|")
         elif character in "_@" or unicodedata.category(character) in ("Sm", "Lm", "Lo", "Nd", "No"):
             self.emit(Kind.VARIABLE, start, end)
         else:
             self.emit(Kind.BREAK, start, end, "")
         return None
+
+    def kind_of_bar(self, start: int, end: int) -> Kind:
+        """|3 - 5| is an absolute value; with spaces inside, as in the rows of a table, a bar is a break."""
+        if self.after_operand():
+            return Kind.BREAK if self.gap and not self.text.endswith(r"\right", 0, start) else Kind.CLOSE
+        inside = self.text[end : end + 1]
+        return Kind.BREAK if inside.isspace() and not self.text.endswith(r"\left", 0, start) else Kind.OPEN
 
 
 def read_tokens(text: str) -> TokenList:
@@ -405,5 +279,5 @@ def read_tokens(text: str) -> TokenList:
     """
     reader = _Reader(text)
     reader.read()
-    tokens = resolve_line_ends(reader.tokens, text)
-    return TokenList(text, tokens, match_brackets(tokens), reader.annotations)
+    tokens = resolve_line_ends(read_unit_letters(reader.tokens), text)
+    return TokenList(text, tokens, match_brackets(tokens), reader.annotations, reader.latex)

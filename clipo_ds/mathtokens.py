@@ -1,6 +1,6 @@
 """The tokens that a text with arithmetic is read into, and how line ends and brackets divide them.
 
-Layer L1, imports nothing of the package and no torch. `clipo_ds.mathtext` makes the tokens, `clipo_ds.expressions`
+Layer L1, no torch. `clipo_ds.mathtext` makes the tokens, `clipo_ds.expressions`
 parses them.
 """
 
@@ -10,11 +10,16 @@ from enum import Enum, auto
 from fractions import Fraction
 from typing import NamedTuple
 
+from clipo_ds.mathwords import LETTER_UNITS
+
+PI_SIGN = "\N{GREEK SMALL LETTER PI}"
+"""Text of the NUMBER token that is pi."""
+
 
 class Kind(Enum):
     NUMBER = auto()
     OPERATOR = auto()  # text is one of + - * / ^ % ! mod of
-    OPEN = auto()  # ( [ {
+    OPEN = auto()  # ( [ { |
     CLOSE = auto()
     FRACTION = auto()  # \frac, two arguments follow
     BINOMIAL = auto()
@@ -47,6 +52,38 @@ class TokenList(NamedTuple):
     tokens: list[Token]
     partner: dict[int, int]  # index of an OPEN token -> index of its CLOSE, and back
     annotations: list[Token]
+    latex: bool = False  # whether the text has LaTeX commands
+
+
+def read_unit_letters(tokens: list[Token]) -> list[Token]:
+    """Make words of the letters that are units: 60 m, 4 s, 6 m/s. A letter that stands anywhere else is a variable."""
+    places = [i for i, token in enumerate(tokens) if token.kind is Kind.VARIABLE and token.text in LETTER_UNITS]
+    if not places:
+        return tokens
+    units: list[int] = []
+    variables: set[str] = set()
+    for index in places:
+        if _follows_number(tokens, index) or _follows_rate(tokens, index, units):
+            units.append(index)
+        else:
+            variables.add(tokens[index].text)
+    for index in units:
+        if tokens[index].text not in variables:
+            tokens[index] = tokens[index]._replace(kind=Kind.WORD)
+    return tokens
+
+
+def _follows_number(tokens: list[Token], index: int) -> bool:
+    """Whether a letter stands behind a number and a space, and is no factor: 60 m, but not 8\\textbf{C}3."""
+    factor = index + 1 < len(tokens) and tokens[index + 1].kind in (Kind.NUMBER, Kind.OPEN, Kind.VARIABLE, Kind.ROOT)
+    return index > 0 and tokens[index - 1].kind is Kind.NUMBER and tokens[index].gap and not factor
+
+
+def _follows_rate(tokens: list[Token], index: int, units: list[int]) -> bool:
+    """Whether a letter ends a rate of units: km/h, m/s. `units` are the letters before that are units."""
+    if index < 2 or tokens[index - 1].text != "/" or tokens[index - 1].gap:
+        return False
+    return tokens[index - 2].kind is Kind.WORD or units[-1:] == [index - 2]
 
 
 def resolve_line_ends(tokens: list[Token], text: str) -> list[Token]:
@@ -93,7 +130,7 @@ def is_binary(token: Token) -> bool:
 def match_brackets(tokens: list[Token]) -> dict[int, int]:
     """Partners of the brackets that group one expression; all others become breaks, in place."""
     partner: dict[int, int] = {}
-    closes = {"(": ")", "[": "]", "{": "}"}
+    closes = {"(": ")", "[": "]", "{": "}", "|": "|"}
     stack: list[int] = []
 
     def give_up(index: int) -> None:

@@ -1,10 +1,12 @@
 """What the readers of arithmetic in free text know about signs, LaTeX commands and English words.
 
-Tables only, for `clipo_ds.mathtext` (what is a token) and `clipo_ds.equations` (what leaves an equation in doubt).
+Tables only, for `clipo_ds.mathtext` (what is a token) and `clipo_ds.doubts` (what leaves an equation in doubt).
 Layer L1, imports nothing of the package and no torch.
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 
 def _words(text: str) -> frozenset[str]:
@@ -24,6 +26,8 @@ SIGN_OPERATORS = {
 }
 WORD_OPERATORS = {"times": "*", "plus": "+", "minus": "-", "mod": "mod", "of": "of"}
 COMMAND_OPERATORS = {"times": "*", "cdot": "*", "cdotp": "*", "ast": "*", "div": "/", "bmod": "mod"}
+RELATION_WORDS = _words("equal equals is are was were gives makes totals comes adds amounts results")
+"""Words that may be an equals sign between a computation and a number."""
 PRODUCT_SIGNS = frozenset({r"\cdot", r"\times", "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"})
 FRACTION_COMMANDS = _words("frac dfrac tfrac cfrac")
 BINOMIAL_COMMANDS = _words("binom dbinom tbinom")
@@ -39,6 +43,8 @@ TRANSPARENT_COMMANDS = _words(
     "enspace thinspace noindent degree circ"
 )
 """Commands that change no value; what stands in a group behind them is read as if they were not there."""
+PROSE_COMMANDS = _words("text textrm textnormal mathrm mbox hbox rm")
+"""Those of them whose group holds words, or units."""
 SPACE_COMMANDS = _words("quad qquad hfill")
 BREAK_COMMANDS = _words(
     "Rightarrow Longrightarrow rightarrow longrightarrow implies iff Leftrightarrow to therefore because hline cline "
@@ -51,9 +57,14 @@ SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bil
 GLUED_UNITS = _words(
     "cm mm km dm nm ft yd mi in inch inches kg mg lb lbs oz ml mL kL cL dL hr hrs min mins sec secs ms mph kph kmh "
     "GB MB KB TB gb mb kb tb Gb Mb kcal cal kW kWh kw kwh Hz kHz MHz GHz rpm USD EUR GBP CNY cents cent pts sq cc "
-    "dollars minutes hours days weeks months years seconds meters metres miles feet pounds grams"
+    "dollars minutes hours days weeks months years seconds meters metres miles feet pounds grams "
+    "kgs kms cms mms gms kmph kmh mps ltr ltrs yrs wks mos bhp Rs rs THz kJ MJ kN kPa mA kV"
 )
 """What may stand directly behind a number without being a variable."""
+LETTER_UNITS = frozenset("msghlLNJWVKCF")
+"""Letters that are a unit behind a number and a space, where the text uses them for nothing else."""
+MONEY_BEFORE = _words("rs inr usd")
+"""Currencies that are written before the amount, in lower case."""
 SHORT_WORDS = _words(
     "of to in is it as at be by do go he if me my no on or so up us we an am pm ok ie eg vs mr ms dr st"
 )
@@ -63,37 +74,37 @@ CLAUSE_WORDS = _words(
     "thus hence but while when where we he she they it this there"
 )
 """Words that no unit between a number and an operator holds."""
-MEASURES = {
-    "time": "second/sec minute/min hour/hr day week month year/yr decade century fortnight",
-    "length": "inch/inche/in foot/feet/ft yard/yd mile/mi cm/centimeter/centimetre mm/millimeter/millimetre "
-    "km/kilometer/kilometre m/meter/metre",
-    "mass": "gram/g kilogram/kg milligram/mg pound/lb ounce/oz ton/tonne",
-    "volume": "liter/litre/l ml/milliliter/millilitre cup pint quart gallon tablespoon teaspoon",
-    "money": "cent/pence dollar/buck/usd penny/pennie nickel dime quarter euro",
-    "data": "byte bit kb/kilobyte mb/megabyte gb/gigabyte tb/terabyte",
-    "angle": "degree radian",
-    "count": "dozen pair score unit",
-}
-UNITS = {
-    name: (dimension, names.partition("/")[0])
-    for dimension, units in MEASURES.items()
-    for names in units.split()
-    for name in names.split("/")
-}
-"""Unit word -> its dimension and its first name."""
-
 # Words around an equation that leave its extent or its meaning in doubt.
 
 FRACTION_WORDS = _words(
     "half third thirds fourth fourths fifth fifths sixth tenth quarter quarters twice double triple thrice"
 )
 """Words that compute with what follows them, also with an "of" between."""
+PARTS = {"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)}
 COMPUTING_WORDS = FRACTION_WORDS | _words(
     "sin cos tan sec csc cot log ln exp sqrt root lcm gcd gcf hcf max min floor ceil ceiling abs squared cubed minus "
-    "plus less more over divided multiplied mod modulo choose factorial negative"
+    "plus less more divided multiplied mod modulo choose factorial negative"
 )
-JOINING_WORDS = _words("and than from to with")
-"""Words that may compute when a number stands before them: 5 more than 3 * 2, the sum of 3 and 4 + 5."""
+JOINING_WORDS = _words("and or from to with over")
+"""Words that may compute when a number stands before them: the sum of 3 and 4 + 5, 5 from 3 * 2."""
+EXTENTS = _words("many much long old tall far fast large big heavy high wide often")
+"""As many as 3 * 4: the words before may compute."""
+FUNCTION_WORDS = _words(
+    "square cube root power reciprocal inverse opposite negative logarithm factorial digit remainder quotient multiple "
+    "divisor factor percent percentage"
+)
+"""Words that compute with what follows their "of": the square of 3 + 4."""
+NUMBER_WORDS = _words("two three four five six seven eight nine ten eleven twelve")
+ORDINALS = _words(
+    "first second third fourth fifth sixth seventh eighth ninth tenth last next other each every per this that a an "
+    "one whole entire same previous following"
+)
+"""Words that say which one it is, so that no number behind does: the third day, the second half."""
+PRONOUNS = _words("it he she there what here let who this which")
+"""With an 's they are a clause, where Tom's is an owner."""
+ARTICLES = _words("the his her their its our my your these those all")
+PREPOSITIONS = _words("in of for from at on with by to into")
+"""What follows them is no unit of the number before: 30 days in a month."""
 LABEL_WORDS = _words(
     "step day week month year case part question problem example equation eq figure number no option round level "
     "chapter section table line room item player person box group phase stage trial method page row column game team "
@@ -105,4 +116,11 @@ CONNECTIVES = _words(
     "find to if know also now means obtain be are was which implies yields equation equality fact"
 )
 """Words that may stand before a plain number that an equation begins with."""
-REMAINDER_WORDS = _words("remainder r leftover leftovers over rem")
+COMPARING_WORDS = _words(
+    "more less fewer greater larger smaller times places followed short away digit digits zeros zeroes"
+)
+"""Words behind a number that make it no value of what came before: 3 * 4 is 2 more than 10."""
+WORTH_WORDS = _words("point score mark credit calorie token coin ticket leg foot wheel head vote star")
+"""What things are worth or have, so that their number is not summed."""
+RESULT_VERBS = _words("earn earns make makes cost costs charge charges")
+"""A quotient follows them, hardly ever a share: he earns 3/60 = 20 dollars."""

@@ -16,8 +16,14 @@ MAX_DEGREE = 16
 """Roots of a higher degree are not computed,"""
 MAX_ROOT_BITS = 512
 """nor roots of longer numbers."""
+MAX_DENOMINATORS = {2: 12, 3: 60}
+"""Largest denominator that a number shown to two or three decimals is taken to be rounded from."""
 ROOT_DIGITS = 40
 """Significant digits of an irrational root; it is cut behind them."""
+
+
+PI = Fraction("3.1415926535897932384626433832795028841971")
+"""To as many digits as a root."""
 
 
 class Unknown(NamedTuple):
@@ -61,6 +67,18 @@ def apply(left: Fraction, operator: str, right: Fraction) -> Value:
     if not 0 <= left <= MAX_FACTORIAL or right < 0:
         return _NOT_COMPUTED
     return Fraction(math.factorial(int(left)) if operator == "!" else math.comb(int(left), int(right)))
+
+
+def unrounded(value: Fraction, decimals: int) -> Fraction:
+    """The simple fraction without an end in decimals that a number shown to so many was rounded from; else itself.
+
+    >>> unrounded(Fraction("1.667"), 3), unrounded(Fraction("4.125"), 3)
+    (Fraction(5, 3), Fraction(33, 8))
+    """
+    simple = value.limit_denominator(MAX_DENOMINATORS.get(decimals, 100))
+    places = 2 if decimals > 9 else Fraction(1, 2)  # a float's last digit may be off
+    endless = pow(10, 64, simple.denominator) != 0
+    return simple if endless and abs(simple - value) * 10**decimals <= places else value
 
 
 def _bounded(value: Fraction) -> Value:

@@ -1,18 +1,25 @@
 """Process checking: verifies the arithmetic that a text states, not its final answer.
 
 Layer L1, no torch. `mathtext` reads a text into tokens, `expressions` evaluates the sides of an equation, `equations`
-judges one link; here is where a text's equations are. This is what makes *process-wrong but outcome-correct* a number
-for any model: a response whose answer is right and whose `StepCheck` is not consistent. The paper (CLIPO, arXiv
-2603.10101) has no such measure.
+says whether they agree, `verdicts` judges one link, `doubts` what leaves it open, `restated` finds sums under a name;
+here is where a text's equations are. This is what makes *process-wrong but outcome-correct* a number for any model: a
+response whose answer is right and whose `StepCheck` is not consistent. The paper (CLIPO, arXiv 2603.10101) has no such
+measure.
 
 An equation counts when both of its sides are arithmetic and it computes something; running equalities a = b = c are
-checked link by link. Not counted are equations with variables, definitions, inequalities and congruences, a bare
-"12 = 12", unit conversions ("1 hour + 30 minutes = 90 minutes") and divisions with a stated remainder. Nor is a link
-that comes out false while its words leave its extent or its meaning in doubt ("half of 10 + 3 = 8", "the price of
-2 pens = 3 * 4"): the check would rather miss an error than invent one.
+checked link by link. "Equals", "is equal to" and, behind a computation, "is 7" are equals signs. So is a name that
+comes again in the next line with a simpler value: total = 31 + 15, total = 48. Sums of measures count in one unit:
+1 hour + 30 minutes = 90 minutes.
+
+Not counted are definitions, inequalities and congruences, a bare "12 = 12", other conversions of units, divisions with
+a stated remainder, and equations with variables, unless no value of their one unknown makes them true (2x + 3x = 6x).
+Nor is a link that comes out false while the words around it leave its extent or its meaning in doubt ("half of
+10 + 3 = 8", "the price of 2 pens = 3 * 4"), or deny or ask it ("is 3 + 4 = 8? No"): the check would rather miss an
+error than invent one.
 
 A stated value that is the rounding of the exact one to the digits it shows is true: 17/3 = 5.67. Whole numbers shown
-with `=` need three digits for that (1000/3 = 333 is rounded, 7/2 = 4 is false); with `≈` any digits will do, and the
+with `=` need three digits for that (1000/3 = 333 is rounded, 7/2 = 4 is false), one digit behind the point is none
+(1/4 = 0.3 is false), and decimals may be cut from four digits on (200/3 = 66.66). With `≈` any digits will do, and the
 last one may be off by one. Abused running equalities (3 + 4 = 7 - 2 = 5) are false, as they stand.
 """
 
@@ -27,6 +34,8 @@ from clipo_ds.equations import Equation
 from clipo_ds.expressions import Expression, begins_expression, parse_expression
 from clipo_ds.mathtext import read_tokens
 from clipo_ds.mathtokens import Kind, TokenList
+from clipo_ds.restated import NamedSums
+from clipo_ds.verdicts import judge, stated_and_actual
 
 REACH_OF_OPERATOR = 4
 """An operator without an operand leaves what begins less than this many tokens later in doubt."""
@@ -73,8 +82,7 @@ def check_steps(text: str) -> StepCheck:
     ('48 + 24 = 74', Fraction(74, 1), Fraction(72, 1))
     """
     source = read_tokens(text)
-    links = [link for start, stop in _clauses(source) for link in _clause_links(source, start, stop)]
-    links = _with_annotations(source, links)
+    links = _with_annotations(source, list(_links(source)))
     wrong = [
         FalseEquation(text[link.start : link.end], link.start, link.end, link.stated, link.actual)
         for link in links
@@ -94,6 +102,27 @@ class _Link:
     actual: Fraction | None
 
 
+def _links(source: TokenList) -> Iterator[_Link]:
+    """The links of a text that count, in its order."""
+    sums = NamedSums(source)
+    for start, stop in _clauses(source):
+        relations = [i for i in range(start, stop) if source.tokens[i].kind is Kind.RELATION]
+        edges = [start - 1, *relations, stop]
+        parts = [_read_part(source, low + 1, high) for low, high in pairwise(edges)]  # part n ends at relation n
+        told = parts[-1].first if not parts[-1].torn else None
+        restated = sums.restate(start, relations[0], parts[1].first)
+        if restated:
+            yield from _judged(restated)
+        yield from _clause_links(source, relations, parts)
+        sums.remember(start, relations[0], stop, told)
+
+
+def _judged(equation: Equation) -> Iterator[_Link]:
+    true = judge(equation)
+    if true is not None:
+        yield _Link(*equation.span, true, *stated_and_actual(equation))
+
+
 # Where the equations are.
 
 
@@ -110,10 +139,7 @@ def _clauses(source: TokenList) -> Iterator[tuple[int, int]]:
         yield start, len(source.tokens)
 
 
-def _clause_links(source: TokenList, start: int, stop: int) -> Iterator[_Link]:
-    relations = [i for i in range(start, stop) if source.tokens[i].kind is Kind.RELATION]
-    edges = [start - 1, *relations, stop]
-    parts = [_read_part(source, low + 1, high) for low, high in pairwise(edges)]  # part n ends at relation n
+def _clause_links(source: TokenList, relations: list[int], parts: list[_Part]) -> Iterator[_Link]:
     chain_computes = False  # whether an equality further left in this chain had an operation
     exact: Fraction | None = None  # the unrounded value of what the left side states
     for number, relation in enumerate(relations):
@@ -121,16 +147,15 @@ def _clause_links(source: TokenList, start: int, stop: int) -> Iterator[_Link]:
         whole = parts[number].first is not None and parts[number].first == left
         if not (whole and number):
             chain_computes, exact = False, None
-        kind = source.tokens[relation].text
-        if left is None or right is None or kind == "?":
+        if left is None or right is None or source.tokens[relation].text == "?":
             chain_computes, exact = False, None
             continue
         torn = parts[number].dangling or parts[number + 1].torn
-        equation = Equation(source, left, right, kind == "~", torn, chain_computes, exact)
-        true = equation.judge()
-        if true is not None:
-            yield _Link(*equation.span, true, *equation.stated_and_actual)
-        chain_computes |= equation.num_operations > 0
+        true = None
+        for link in _judged(Equation(source, left, right, relation, torn, chain_computes, exact)):
+            true = link.true
+            yield link
+        chain_computes |= left.operations + right.operations > 0
         exact = left.value if true and isinstance(left.value, Fraction) else None
 
 
@@ -176,7 +201,7 @@ def _with_annotations(source: TokenList, links: list[_Link]) -> list[_Link]:
     position = 0
     for annotation in source.annotations:
         own = read_tokens(annotation.text)
-        judged = [link for start, stop in _clauses(own) for link in _clause_links(own, start, stop)]
+        judged = list(_links(own))
         while position < len(merged) and merged[position].end < annotation.start:
             position += 1
         inside = position < len(merged) and merged[position].start <= annotation.start

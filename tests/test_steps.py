@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -157,6 +158,36 @@ def test_the_exact_value_flows_through_a_rounded_link() -> None:
     assert counts("1/3 = 0.333 = 33.3% = 33.33%") == (3, 0)
 
 
+def test_decimals_may_be_cut_from_four_digits_on() -> None:
+    assert counts("2000/3 = 666.66, 50/3 = 16.666, 2/7 = 0.2857") == (3, 0)
+    assert counts("2000/3 = 666.65, 8/3 = 2.66") == (2, 2)
+
+
+# Under a name, and in units.
+
+
+def test_a_restated_sum_is_reported_with_both_its_lines() -> None:
+    text = "Apples = 12 + 9 apples\nApples = 22 apples in all"
+    (wrong,) = check_steps(text).wrong
+    assert (wrong.text, wrong.stated, wrong.actual) == ("12 + 9 apples\nApples = 22", 22, 21)
+    assert text[wrong.start : wrong.end] == wrong.text
+
+
+def test_a_sum_of_measures_is_corrected_in_the_unit_that_states_it() -> None:
+    (wrong,) = check_steps("It took 2 hours + 15 minutes = 125 minutes.").wrong
+    assert (wrong.text, wrong.stated, wrong.actual) == ("2 hours + 15 minutes = 125", 125, 135)
+
+
+def test_an_equation_that_no_unknown_makes_true_has_no_values() -> None:
+    (wrong,) = check_steps("So 3(y + 2) = 3y + 5.").wrong
+    assert (wrong.text, wrong.stated, wrong.actual) == ("3(y + 2) = 3y + 5", None, None)
+
+
+def test_remarks_and_units_behind_an_equation_are_not_marked() -> None:
+    (wrong,) = check_steps("3 (big) + 4 (small) = 8 (in all)").wrong
+    assert wrong.text == "3 (big) + 4 (small) = 8"
+
+
 # What is not arithmetic.
 
 SILENT = [
@@ -235,7 +266,18 @@ def test_math_solutions_are_hardly_ever_flagged(shared_data: Path) -> None:
     rows = pq.read_table(shared_data / "train" / "math75.parquet", columns=["reward_model"]).to_pylist()[:1500]
     checks = [check_steps(row["reward_model"]["ground_truth"]) for row in rows]
     assert sum(check.num_equations for check in checks) > 1500
-    assert sum(not check.consistent for check in checks) <= 6
+    assert sum(not check.consistent for check in checks) <= 5
+
+
+def test_human_solutions_are_flagged_for_their_slips_only(shared_data: Path) -> None:
+    """Of 1,500 human solutions of GSM8K six state a false equation; small texts of readers are judged as they say."""
+    process = shared_data.parent / "process"
+    if not process.is_dir():
+        pytest.skip("no solutions with labels")
+    solutions = [json.loads(line)["text"] for line in (process / "gsm8k_gold_solutions.jsonl").open()]
+    assert sum(not check_steps(text).consistent for text in solutions) <= 6
+    told = json.loads((process / "steps_missed.json").read_text())
+    assert [text for text, num_equations, num_wrong, _ in told if counts(text) != (num_equations, num_wrong)] == []
 
 
 # Size.
@@ -254,6 +296,11 @@ def test_math_solutions_are_hardly_ever_flagged(shared_data: Path) -> None:
         "50 - 20% - 2\\frac12 = 4, ",
         "<<1+1=3>>",
         "\\sqrt{3}=5, ",
+        "1.25 / 1/3 / [3.5] - 20% (2)3 = 9, ",
+        "x = 3 + 4\nx = 8\n",
+        "3 + 4 is 8. ",
+        "2x + 3x = 6x, ",
+        "if 1 hour + 3 minutes = 4 minutes ",
     ],
 )
 def test_a_text_of_100000_characters_takes_seconds_at_most(piece: str) -> None:
@@ -339,6 +386,27 @@ def test_the_value_of_any_bracketed_expression_is_exact(built: tuple[str, Fracti
                 "of",
                 "half",
                 "apples",
+                "is",
+                "equals",
+                "equal to",
+                "that's",
+                "hours",
+                "minutes",
+                "m",
+                "Rs",
+                "pi",
+                "\\(",
+                "\\)",
+                "\\text{ m}",
+                "sqrt(",
+                "Total = ",
+                "2e-3",
+                "4.167",
+                "!=",
+                "?",
+                "\\neq",
+                "more than",
+                "(10% off)",
                 "dozen",
                 "times",
                 "mod",

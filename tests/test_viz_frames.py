@@ -178,6 +178,10 @@ def test_false_equations_are_marked_and_everything_is_escaped():
     assert marked.count("<mark") == 1
     assert '<mark title="stated 8, is 7">3 + 4 = 8</mark>' in marked
     assert "&amp; then 2 + 2 = 4." in marked
+    marked = mark_false_equations("Total = 3 + 4\nTotal = 8. So 2(x + 1) = 2x + 3. And 5/0 = 1.")
+    assert '<mark title="stated 8, is 7">3 + 4\nTotal = 8</mark>' in marked
+    assert '<mark title="is never true">2(x + 1) = 2x + 3</mark>' in marked
+    assert '<mark title="has no value">5/0 = 1</mark>' in marked
 
 
 def test_a_rollout_is_shown_with_its_escaped_prompt_and_its_false_step(run):

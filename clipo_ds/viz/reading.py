@@ -198,6 +198,8 @@ def short(text: str, length: int = SHORT, *, end: bool = False) -> str:
 
 
 def _correction(wrong: FalseEquation) -> str:
+    if wrong.actual is wrong.stated is None:
+        return "is never true"
     if wrong.actual is None or wrong.stated is None:
         return "has no value"
     return f"stated {_fraction(wrong.stated)}, is {_fraction(wrong.actual)}"
