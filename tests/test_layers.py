@@ -39,6 +39,7 @@ LAYERS: dict[str, list[str]] = {
         "ds_config",
         "config",
         "sources",
+        "brackets",
         "extraction",
         "spelling",
         "equality",
