@@ -43,6 +43,7 @@ LAYERS: dict[str, list[str]] = {
         "extraction",
         "spelling",
         "equality",
+        "math_worker",
         "symbolic",
         "answers",
         "data",
