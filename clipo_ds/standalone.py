@@ -24,6 +24,7 @@ from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
 from clipo_ds.types import InputError, Prompt
+from clipo_ds.unverified import unverified_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,9 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
             )
             _record(reference, name, rows)
             results.append(summarise(name, rows))
+            failed = [row.unverified for row in rows if row.unverified is not None]
+            for warning in unverified_in_words(failed, data=name).values():
+                logger.warning(warning)
     return results
 
 

@@ -90,6 +90,7 @@ LAYERS: dict[str, list[str]] = {
         "trackers",
     ],
     "L3 loop": [
+        "unverified",
         "evaluate",
         "display",
         "experience",
