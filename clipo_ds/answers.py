@@ -2,7 +2,7 @@ r"""Verification of final answers: is what a response settles on what the ground
 
 `clipo_ds.extraction` finds the answers (its head says what counts as the final one), `clipo_ds.equality` decides most
 of them by exact comparison, and only what needs algebra goes to math-verify in killable workers
-(`clipo_ds.symbolic`). May import those three and `clipo_ds.types`; no torch.
+(`clipo_ds.symbolic`). May import those three, `clipo_ds.math_worker` and `clipo_ds.types`; no torch.
 
 Kinds of problems:
 
@@ -15,7 +15,7 @@ Kinds of problems:
 from __future__ import annotations
 
 import atexit
-import logging
+import math
 import os
 import re
 import threading
@@ -25,10 +25,9 @@ from typing import Literal
 
 from clipo_ds.equality import MAX_ANSWER_CHARS, same_answer
 from clipo_ds.extraction import choice_in_sentence, choice_letter, final_answer, find_boxes, truth_answers
-from clipo_ds.symbolic import Outcome, SymbolicPool
+from clipo_ds.math_worker import Outcome
+from clipo_ds.symbolic import SymbolicPool
 from clipo_ds.types import InputError, Prompt
-
-logger = logging.getLogger(__name__)
 
 KINDS = ("math", "choice", "arithmetic")
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -40,9 +39,9 @@ Status = Literal["verified", "wrong", "no_answer", "timeout", "error", "no_truth
 class Verdict:
     """What the verifier found. `correct` is true for status ``verified`` only.
 
-    status: ``verified``; ``wrong``; ``no_answer`` (the response settles on none); ``timeout`` (the comparison took too
-    long and was killed); ``error`` (the worker died in it, for instance out of memory); ``no_truth`` (the ground truth
-    states no answer).
+    status: ``verified``; ``wrong``; ``no_answer`` (the response settles on none); ``timeout`` (the comparison used up
+    its CPU seconds, twice); ``error`` (the algebra raised, or ended its worker twice, for instance out of memory);
+    ``no_truth`` (the ground truth states no answer).
     """
 
     correct: bool
@@ -63,6 +62,10 @@ class AnswerVerifier:
 
     Use it as a context manager, or call `close`. Methods may be called from any thread, from several at once.
 
+    Args:
+        workers: processes, at least 1.
+        timeout: CPU seconds of a worker for one comparison (`verify_answer` says more).
+
     >>> with AnswerVerifier(workers=1) as verifier:
     ...     verdicts = verifier.verify_many(["... so \\boxed{7}", "I give up after 7 tries, sorry"], ["7", "7"], "math")
     >>> [(v.correct, v.extracted, v.status) for v in verdicts]
@@ -74,6 +77,7 @@ class AnswerVerifier:
             raise InputError(f"`workers` must be at least 1, got {workers!r}")
         self._timeout = _checked_timeout(timeout, "timeout")
         self._pool = SymbolicPool(workers)
+        self._endless: dict[str, bool] = {}  # accepted answers that were compared with themselves: were they stopped?
 
     def __enter__(self) -> AnswerVerifier:
         return self
@@ -99,11 +103,12 @@ class AnswerVerifier:
             texts: N responses.
             ground_truths: N ground truths.
             kinds: N kinds, or one for all.
-            timeout: seconds for one comparison; None is the verifier's own limit.
+            timeout: CPU seconds for one comparison; None is the verifier's own limit.
 
         Raises:
             InputError: the lengths differ, or a kind is unknown.
-            RuntimeError: the workers cannot start, or the verifier is closed and algebra is needed.
+            VerifierLost: algebra is needed, and its worker processes do not start or die at whatever they are asked.
+            RuntimeError: algebra is needed, and the verifier is closed.
         """
         kinds = [kinds] * len(texts) if isinstance(kinds, str) else kinds
         if not len(texts) == len(ground_truths) == len(kinds):
@@ -116,15 +121,25 @@ class AnswerVerifier:
         open_pairs = dict.fromkeys(pair for _, pairs in judged for pair in pairs)
         seconds = self._timeout if timeout is None else timeout
         outcomes = dict(zip(open_pairs, self._pool.compare(list(open_pairs), seconds), strict=True))
-        num_stopped = sum(outcome in ("timeout", "crash") for outcome in outcomes.values())
-        if num_stopped:
-            logger.info("%d of %d symbolic comparisons were stopped and count as wrong", num_stopped, len(outcomes))
         return [_settle(verdict, [outcomes[pair] for pair in pairs]) for verdict, pairs in judged]
+
+    def takes_for_ever(self, ground_truth: str, kind: str = "math") -> bool:
+        """Whether a ground truth's own comparison with itself is stopped at the time limit: no answer to it that needs
+        algebra can be verified. Takes the workers; what was found once is remembered.
+
+        Raises:
+            VerifierLost, RuntimeError: as `verify_many`.
+        """
+        answers = [] if kind == "arithmetic" else truth_answers(ground_truth, kind)
+        new = [answer for answer in answers if answer not in self._endless and len(answer) <= MAX_ANSWER_CHARS]
+        outcomes = self._pool.compare([(answer, answer) for answer in new], self._timeout)
+        self._endless |= {answer: outcome == "timeout" for answer, outcome in zip(new, outcomes, strict=True)}
+        return any(self._endless.get(answer, False) for answer in answers)
 
 
 def _checked_timeout(timeout: float, name: str) -> float:
-    if not timeout > 0:
-        raise InputError(f"`{name}` must be positive (seconds), got {timeout!r}")
+    if not 0 < timeout < math.inf:
+        raise InputError(f"`{name}` must be positive and finite (CPU seconds), got {timeout!r}")
     return timeout
 
 
@@ -137,7 +152,7 @@ def _settle(verdict: Verdict, outcomes: list[Outcome]) -> Verdict:
         status = "verified"
     elif "timeout" in outcomes:
         status = "timeout"
-    elif "crash" in outcomes:
+    elif "crash" in outcomes or "error" in outcomes:
         status = "error"
     return Verdict(status == "verified", verdict.extracted, status)
 
@@ -186,13 +201,13 @@ def _shared_verifier() -> AnswerVerifier:
         return _shared
 
 
-def _forget_shared_verifier() -> None:
-    """In a forked child: the workers and their sockets belong to the parent."""
-    global _shared, _shared_lock
-    _shared, _shared_lock = None, threading.Lock()
+def _renew_lock() -> None:
+    """In a forked child: a thread that held it is not there. (The workers are left to the parent by their pool.)"""
+    global _shared_lock
+    _shared_lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_shared_verifier)
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def verify_answer(text: str, ground_truth: str, *, kind: str = "math", timeout_s: float = 5.0) -> Verdict:
@@ -202,10 +217,14 @@ def verify_answer(text: str, ground_truth: str, *, kind: str = "math", timeout_s
         text: the response.
         ground_truth: the answer, or a worked solution that ends in it.
         kind: math | choice | arithmetic.
-        timeout_s: seconds after which an algebraic comparison is killed and counts as wrong.
+        timeout_s: CPU seconds after which an algebraic comparison is stopped. It is then made once more, in a process
+            of its own and beside no other, and counts as wrong when it is stopped again. What else the machine does
+            takes no part in it: the clock on the wall ends a comparison only after 60 s + 20 * `timeout_s`, against a
+            process that gets nowhere at all.
 
     Raises:
-        InputError: unknown kind, or a limit that is not positive.
+        InputError: unknown kind, or a limit that is not positive and finite.
+        VerifierLost: algebra is needed, and the processes for it do not start or die at whatever they are asked.
 
     >>> verify_answer(r"She sells 9 eggs, so she makes \boxed{18 dollars}.", "18")
     Verdict(correct=True, extracted='18 dollars', status='verified')

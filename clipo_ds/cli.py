@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from clipo_ds import allocator
 from clipo_ds.config import load_config, split_train_arguments
-from clipo_ds.types import InputError, MismatchError, RunStopped, SamplerLost
+from clipo_ds.types import InputError, MismatchError, RunStopped, SamplerLost, VerifierLost
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         run()
     except InputError as error:
         return _fail(f"error: {error}", 2)
-    except (FloatingPointError, MismatchError, SamplerLost) as error:
+    except (FloatingPointError, MismatchError, SamplerLost, VerifierLost) as error:
         return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

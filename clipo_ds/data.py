@@ -89,8 +89,9 @@ def load_prompts(
                 raise InputError(f"{problem.where}: the prompt must have at least one token, got the text {text!r}")
             if len(token_ids) <= data.max_prompt_tokens:
                 where.append(problem.where)
+                truth, source = problem.ground_truth, problem.source
                 own.append(
-                    Prompt(uid, text, tuple(token_ids), problem.ground_truth, problem.source, kind, problem.metadata)
+                    Prompt(uid, text, tuple(token_ids), truth, source, kind, problem.metadata, where=problem.where)
                 )
         _report_truths(own[:MAX_CHECKED_TRUTHS], where, field)
         prompts += own

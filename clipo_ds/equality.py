@@ -1,8 +1,8 @@
 r"""Cheap comparison of two final answers: exact strings, exact numbers, lists, tuples, intervals and matrices of them.
 
-Imports `clipo_ds.spelling`, `clipo_ds.extraction` and the standard library. `same_answer` says True or False only where
-that is certain and None where algebra is needed (`clipo_ds.symbolic`), so that nearly all answers of GSM8K-like data
-cost microseconds.
+Imports `clipo_ds.brackets`, `clipo_ds.spelling`, `clipo_ds.extraction` and the standard library. `same_answer` says
+True or False only where that is certain and None where algebra is needed (`clipo_ds.symbolic`), so that nearly all
+answers of GSM8K-like data cost microseconds.
 
 Conventions, all of them what readers of the benchmarks expect: units, currency and degree signs are ignored; 18% is 18
 and also 0.18; `x = 5` is 5; a list without brackets, or in braces, has no order, what stands in ( ) or [ ] has; a word
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from clipo_ds.brackets import number_inside
 from clipo_ds.extraction import choice_letter
 from clipo_ds.spelling import canonical, key, number
 
@@ -170,7 +171,7 @@ def same_answer(answer: str, truth: str) -> bool | None:
         return True
     if len(answer) > MAX_ANSWER_CHARS or len(truth) > MAX_ANSWER_CHARS:
         return False
-    left, right = canonical(answer), canonical(truth)
+    left, right = number_inside(canonical(answer)), number_inside(canonical(truth))
     if re.fullmatch(r"\(?[A-J]\)?", right):
         return choice_letter(answer) == right.strip("()")
     if right != truth and re.match(r"\(?[A-J]\)", right) and choice_letter(truth):

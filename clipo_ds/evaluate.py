@@ -1,7 +1,7 @@
 """Scores of a model on problems: accuracy, mean@k, pass@k, maj@k, truncation, length and process consistency.
 
-Layer L3: imports `clipo_ds.generation` and `clipo_ds.rewards` for types, numpy, scipy and rich. With several ranks each
-calls `run_problems` on its share, and `summarise` gets the rows of all:
+Layer L3: imports `clipo_ds.generation`, `clipo_ds.rewards` and `clipo_ds.unverified`, numpy, scipy and rich. With
+several ranks each calls `run_problems` on its share, and `summarise` gets the rows of all:
 
     rows = run_problems(engine, own_prompts, judge, ...)      every rank
     result = summarise("gsm8k", all_rows)                     where the rows were gathered
@@ -31,13 +31,15 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
+from clipo_ds.answers import Status
 from clipo_ds.generation import RolloutEngine
 from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.types import Group, Prompt
+from clipo_ds.unverified import Unverified, unverified
 
 CONFIDENCE = 0.95
 OF_A_PROBLEM = ("uid", "prompt", "ground_truth")
-OF_A_RESPONSE = ("extracted", "correct", "process_consistent", "num_tokens", "truncated")
+OF_A_RESPONSE = ("extracted", "correct", "status", "process_consistent", "num_tokens", "truncated")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class ProblemResult:
     process_consistent: tuple[bool | None, ...]  # [n], None where no step could be checked
     truncated: tuple[bool, ...]  # [n]
     num_tokens: tuple[int, ...]  # [n], response tokens
-    timed_out: tuple[bool, ...]  # [n], the verifier was killed: counted as wrong
+    status: tuple[Status, ...]  # [n], of the verdicts
+    unverified: Unverified | None = None  # some of the answers could not be verified, and count as wrong
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class EvaluationResult:
     process_consistent_among_correct: Estimate  # the same of the right responses alone
     num_process_checked: int  # responses whose steps could be checked
     num_process_checked_correct: int  # right ones among them
-    num_timeouts: int  # responses whose verification was killed
+    num_timeouts: int  # responses whose verification was stopped at its time limit
+    num_errors: int  # responses in whose verification the algebra failed
 
     def to_dict(self) -> dict[str, Any]:
         """Flat and JSON-able: `data` (the name), `accuracy`, `accuracy_low`, `accuracy_high`, `pass_at_4`, ...
@@ -174,7 +178,8 @@ def summarise(name: str, rows: Sequence[ProblemResult]) -> EvaluationResult:
         process_consistent_among_correct=rate(_count(good, correct), _count(checked, correct)),
         num_process_checked=int(_count(checked).sum()),
         num_process_checked_correct=int(_count(checked, correct).sum()),
-        num_timeouts=sum(sum(row.timed_out) for row in rows),
+        num_timeouts=sum(row.status.count("timeout") for row in rows),
+        num_errors=sum(row.status.count("error") for row in rows),
     )
 
 
@@ -287,7 +292,8 @@ def _problem(group: Group, judged: Sequence[Judgement]) -> ProblemResult:
         process_consistent=tuple(j.process_consistent for j in judged),
         truncated=tuple(rollout.truncated for rollout in group.rollouts),
         num_tokens=tuple(len(rollout.token_ids) for rollout in group.rollouts),
-        timed_out=tuple(j.status == "timeout" for j in judged),
+        status=tuple(j.status for j in judged),
+        unverified=next(iter(unverified([(group.prompt, judged)])), None),
     )
 
 

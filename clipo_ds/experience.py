@@ -28,7 +28,7 @@ from clipo_ds.generation import RolloutEngine
 from clipo_ds.policy import Policy, Scores
 from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout, SamplerLost
+from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout, SamplerLost, VerifierLost
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def sample_groups(
         ready: The first round, where it was sampled a step ahead.
 
     Raises:
-        SamplerLost: On all ranks, as the engine raised it on one of them.
+        SamplerLost, VerifierLost: On all ranks, as engine or judge raised it on one of them.
     """
     share = ranks.share(len(prompts))
     kept: list[JudgedGroup] = []
@@ -135,7 +135,7 @@ def sample_groups(
             began = time.perf_counter()
             judged = judge.judge(groups)
             verify_seconds += time.perf_counter() - began
-        except (FloatingPointError, InputError, SamplerLost) as error:  # broken weights, a user's reward function, …
+        except (FloatingPointError, InputError, SamplerLost, VerifierLost) as error:  # broken weights, …
             failure = error
         distributed.raise_everywhere(failure)
         rounds += 1

@@ -15,7 +15,7 @@ places that found no replacement are filled with groups marked as dropped. A mea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from clipo_ds.experience import Experience, SampledGroups
 from clipo_ds.objectives import kl_estimate
 from clipo_ds.rewards import Judgement
 from clipo_ds.schema import TrainConfig
+from clipo_ds.unverified import Unverified, unverified
 
 METRICS = {
     "reward/mean": "mean reward before the contrastive term",
@@ -47,7 +48,8 @@ METRICS = {
     "response/length_wrong": "mean response length of wrong answers, tokens",
     "response/truncated": "share of responses that reached the length cap",
     "verifier/no_answer": "share of all rollouts sampled in which no final answer was found",
-    "verifier/timeout": "share of all rollouts sampled whose verification was killed at the time limit",
+    "verifier/timeout": "share of all rollouts sampled whose verification was stopped at its time limit, twice",
+    "verifier/error": "share of all rollouts sampled in whose verification the algebra failed",
     "policy/entropy": "mean entropy of the policy at the sampled positions, nats a token",
     "policy/loss": "policy loss, mean over the step's updates",
     "policy/grad_norm": "gradient norm before clipping, mean over the step's updates",
@@ -170,9 +172,22 @@ def _add_sampled(means: Means, sampled: SampledGroups) -> None:
     means.add("process/consistent_among_correct", consistent, checked & correct)
     means.add("groups/all_correct", torch.tensor([all(j.correct for j in judgements) for judgements in groups]))
     means.add("groups/all_wrong", torch.tensor([not any(j.correct for j in judgements) for judgements in groups]))
-    for status in ("no_answer", "timeout"):
+    for status in ("no_answer", "timeout", "error"):
         means.add(f"verifier/{status}", torch.tensor([j.status == status for j in rollouts]))
     means.add_sum("sampling/unused", len(sampled.unused) + sum(sampled.dropped), len(groups))
+
+
+def unverified_problems(sampled: SampledGroups, metrics: Mapping[str, float]) -> list[Unverified]:
+    """The problems of a step with answers that could not be verified, on rank 0; called by all ranks.
+
+    Args:
+        sampled: This rank's groups.
+        metrics: Of `rollout_metrics`, on every rank the same.
+    """
+    if not metrics["verifier/timeout"] + metrics["verifier/error"]:
+        return []
+    own = unverified((group.prompt, judgements) for group, judgements in sampled.every_group)
+    return [problem for share in distributed.gather_objects(own) or () for problem in share]
 
 
 def _process(judgements: Sequence[Judgement]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from clipo_ds import distributed
 from clipo_ds.evaluate import EvaluationResult, ProblemResult, response_columns, run_problems, summarise
 from clipo_ds.parts import Parts
-from clipo_ds.types import Prompt, SamplerLost
+from clipo_ds.types import Prompt, SamplerLost, VerifierLost
+from clipo_ds.unverified import unverified_in_words
 
 
 def evaluate_if_due(parts: Parts, step: int) -> None:
@@ -16,7 +17,7 @@ def evaluate_if_due(parts: Parts, step: int) -> None:
     Nothing is done in a step that `evaluation.every` does not name; the last one always counts as named.
 
     Raises:
-        FloatingPointError, SamplerLost: On all ranks, as the engine raised it on one of them.
+        FloatingPointError, SamplerLost, VerifierLost: On all ranks, as engine or judge raised it on one of them.
     """
     every = parts.config.evaluation.every
     if every is None or (step != parts.config.steps and step % every != 0):
@@ -31,6 +32,8 @@ def evaluate_if_due(parts: Parts, step: int) -> None:
             continue
         problems = [problem for share in gathered for problem in share]
         results[name] = summarise(name, problems)
+        failed = [problem.unverified for problem in problems if problem.unverified is not None]
+        parts.display.warn(unverified_in_words(failed, data=name), step)
         if parts.writer is not None:
             parts.writer.write_responses(step, name, response_columns(problems))
             parts.writer.write_evaluation(step, results[name].to_dict())
@@ -54,7 +57,7 @@ def _own_share(parts: Parts, prompts: Sequence[Prompt]) -> list[ProblemResult]:
             max_new_tokens=setting.max_new_tokens or config.rollout.max_new_tokens,
             seed=config.seed,
         )
-    except (FloatingPointError, SamplerLost) as error:
+    except (FloatingPointError, SamplerLost, VerifierLost) as error:
         failure = error
     distributed.raise_everywhere(failure)
     return problems

@@ -22,6 +22,7 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("ground_truth", pa.string(), nullable=False),
         pa.field("extracted", pa.string()),  # the answer that the verifier found, null for none
         pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("status", pa.string()),  # verified, wrong, no_answer, timeout, error or no_truth; `answers.Verdict`
         pa.field("process_consistent", pa.bool_()),  # null where the text states nothing that can be checked
         pa.field("reward", pa.float32(), nullable=False),  # all rewards together, the contrastive one included
         pa.field("contrastive_loss", pa.float32()),  # null for rollouts that are no valid anchor
@@ -41,8 +42,8 @@ RESPONSE_SCHEMA = pa.schema(
         *(
             ROLLOUT_SCHEMA.field(name)
             for name in (
-                "prompt", "response", "ground_truth", "extracted", "correct", "process_consistent", "num_tokens",
-                "truncated",
+                "prompt", "response", "ground_truth", "extracted", "correct", "status", "process_consistent",
+                "num_tokens", "truncated",
             )
         ),
     ]

@@ -60,6 +60,7 @@ class Judgement:
     overlong: float  # in [-1, 0]
     other: dict[str, float]  # values of the user's reward functions by name, not weighted
     reward: float  # outcome + overlong + sum of weight times value
+    endless_truth: bool = False  # status is timeout, and the ground truth takes as long against itself
 
     def value(self, name: str) -> float:
         """One of the rewards that `Judge.reward_names` lists, not weighted."""
@@ -271,6 +272,7 @@ class Judge:
 
         Raises:
             InputError: a reward function raised, or returned something else than one finite number for each response.
+            VerifierLost: as `AnswerVerifier.verify_many`.
         """
         flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
         verdicts = self._verifier.verify_many(
@@ -300,6 +302,8 @@ class Judge:
                     overlong=overlong,
                     other=other,
                     reward=outcome + overlong + weighted,
+                    endless_truth=verdict.status == "timeout"
+                    and self._verifier.takes_for_ever(prompt.ground_truth, prompt.kind),
                 )
             )
         rest = iter(judgements)

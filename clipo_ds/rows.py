@@ -35,6 +35,7 @@ def rollout_columns(
         "prompt_uid": [prompt.uid for prompt, _ in flat],
         "extracted": [j.extracted for j in judgements],
         "correct": experience.correct.tolist(),
+        "status": [j.status for j in judgements],
         "process_consistent": [j.process_consistent for j in judgements],
         "outcome_reward": [j.outcome for j in judgements],
         "reward": total_reward.tolist(),

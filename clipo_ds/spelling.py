@@ -1,6 +1,7 @@
 r"""One spelling for answers, and the exact number that an answer is: LaTeX, Unicode, commas, units, percent.
 
-Imports `clipo_ds.extraction` and the standard library. Units, currency and degree signs are read and dropped.
+Imports `clipo_ds.brackets`, `clipo_ds.extraction` and the standard library. Units, currency and degree signs are read
+and dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from clipo_ds.brackets import without_doubled
 from clipo_ds.extraction import unwrap_text
 
 _SYMBOLS = str.maketrans(
@@ -95,13 +97,13 @@ _NUMBER_WORDS = (
 
 
 def plain_latex(answer: str) -> str:
-    r"""`answer` with Unicode symbols, dollar signs, thousands marks and ``sqrt(...)`` as plain LaTeX.
+    r"""`answer` with Unicode symbols, dollar signs, thousands marks, doubled brackets and ``sqrt(...)`` as plain LaTeX.
 
     >>> plain_latex("2\u221a(3)"), plain_latex(r"\$32,\!348"), plain_latex("-3\u03c0")
     ('2\\sqrt{3}', '32348', '-3\\pi ')
     """
     text = _THOUSANDS.sub("", answer.translate(_SYMBOLS)).replace(r"\$", "").replace("$", "")
-    return _CALLED_ROOT.sub(r"\\sqrt{\1}", text)
+    return _CALLED_ROOT.sub(r"\\sqrt{\1}", without_doubled(text))
 
 
 @lru_cache(maxsize=16384)

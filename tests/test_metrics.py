@@ -10,10 +10,18 @@ import pytest
 import torch
 
 from clipo_ds.experience import Experience, SampledGroups
-from clipo_ds.metrics import METRICS, Means, mismatch_metrics, rollout_metrics, warnings_in_words
+from clipo_ds.metrics import (
+    METRICS,
+    Means,
+    mismatch_metrics,
+    rollout_metrics,
+    unverified_problems,
+    warnings_in_words,
+)
 from clipo_ds.rewards import Judgement
 from clipo_ds.schema import DataConfig, ModelConfig, RolloutConfig, TrainConfig
 from clipo_ds.types import Group, Prompt, Rollout
+from clipo_ds.unverified import Unverified
 
 README = Path(__file__).parents[1] / "README.md"
 OPENING, CLOSING = "<!-- metrics -->\n", "<!-- /metrics -->"
@@ -104,6 +112,20 @@ def test_rewards_have_the_judges_names_also_where_there_are_no_rows(ranks):
     none = rollout_metrics(nothing, no_groups, nothing.reward, torch.zeros(0) > 0, ranks, reward_names=names)
     assert list(none) == list(some)
     assert math.isnan(none["reward/short"])
+
+
+def test_answers_that_could_not_be_verified_are_counted_and_their_problems_given(ranks):
+    experience, sampled = a_step([-1.0] * 4, [-1.0] * 4, [True, False, False, False])
+    none = torch.zeros(4, dtype=torch.bool)
+    metrics = rollout_metrics(experience, sampled, experience.reward, none, ranks, reward_names=())
+    assert metrics["verifier/timeout"] == metrics["verifier/error"] == 0
+    assert unverified_problems(sampled, metrics) == []
+    (group, judgements), other = sampled.groups
+    failed = [judgements[0], replace(judgements[1], status="timeout", endless_truth=True)]
+    sampled = replace(sampled, groups=[(group, failed)], unused=[other])
+    metrics = rollout_metrics(experience, sampled, experience.reward, none, ranks, reward_names=())
+    assert (metrics["verifier/timeout"], metrics["verifier/error"]) == (0.25, 0)
+    assert unverified_problems(sampled, metrics) == [Unverified("test, problem 0", 1, 0, True)]
 
 
 def test_means_divide_sums_by_counts_and_are_nan_over_nothing(ranks):

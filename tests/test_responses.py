@@ -18,6 +18,7 @@ def columns(step: int) -> dict:
     return {
         "uid": [0, 0, 1, 1], "sample": [0, 1, 0, 1], "prompt": ["p", "p", "q", "q"], "response": [f"after {step}"] * 4,
         "ground_truth": ["7"] * 4, "extracted": ["7", None, "7", "1"], "correct": [True, False, True, False],
+        "status": ["verified", "no_answer", "verified", "wrong"],
         "process_consistent": [True, None, False, None], "num_tokens": [3] * 4, "truncated": [False] * 4,
     }  # fmt: skip
 

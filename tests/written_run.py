@@ -93,6 +93,7 @@ def write_responses(path: Path, step: int, data: str, num_right: list[int]) -> N
         "uid": problems, "sample": [0, 1] * len(num_right), "prompt": [f"{data} problem {n}" for n in problems],
         "response": [RIGHT if right else WRONG for right in correct], "ground_truth": ["4"] * len(correct),
         "extracted": ["4" if right else "6" for right in correct], "correct": correct,
+        "status": ["verified" if right else "wrong" for right in correct],
         "process_consistent": correct, "num_tokens": [10] * len(correct), "truncated": [False] * len(correct),
     }  # fmt: skip
     RunWriter(path).write_responses(step, data, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from clipo_ds.schema.base import require
@@ -29,11 +30,18 @@ class RewardConfig:
     verifier_workers: int = 2
     """Processes on each rank that verify answers with math-verify."""
     verifier_timeout: float = 5.0
-    """Seconds after which a verification is killed and counted as wrong."""
+    """CPU seconds after which a verification is stopped. It is made once more, beside no other of its rank, and counts
+    as wrong when it is stopped again; what else the machine does has no part in it. Such answers have status `timeout`
+    in the records, and a warning names their problems."""
 
     def __post_init__(self) -> None:
         require(self.correct > self.wrong, "reward.correct", "above reward.wrong", self.correct)
         buffer = self.overlong_buffer
         require(buffer is None or buffer >= 0, "reward.overlong_buffer", "null or at least 0", buffer)
         require(self.verifier_workers >= 1, "reward.verifier_workers", "at least 1", self.verifier_workers)
-        require(self.verifier_timeout > 0, "reward.verifier_timeout", "positive", self.verifier_timeout)
+        require(
+            0 < self.verifier_timeout < math.inf,
+            "reward.verifier_timeout",
+            "positive and finite",
+            self.verifier_timeout,
+        )
