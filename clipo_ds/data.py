@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from clipo_ds.answers import check_ground_truths
+from clipo_ds.data_digest import digest_row
 from clipo_ds.schema import DataConfig
 from clipo_ds.sources import Problem, read_problems
 from clipo_ds.types import InputError, Prompt
@@ -90,8 +91,11 @@ def load_prompts(
             if len(token_ids) <= data.max_prompt_tokens:
                 where.append(problem.where)
                 own.append(
-                    Prompt(uid, text, tuple(token_ids), problem.ground_truth, problem.source, kind, problem.metadata)
-                )
+                    Prompt(
+                        uid, text, tuple(token_ids), problem.ground_truth, problem.source, kind, problem.metadata,
+                        row=digest_row(problem.messages, problem.ground_truth),
+                    )
+                )  # fmt: skip
         _report_truths(own[:MAX_CHECKED_TRUTHS], where, field)
         prompts += own
     _report_lengths(lengths, len(prompts), data.max_prompt_tokens, field)

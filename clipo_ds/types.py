@@ -36,6 +36,10 @@ class SamplerLost(RuntimeError):
     """The sampler cannot go on: a server died, or new weights did not reach it. The message names it."""
 
 
+class NotSaved(RuntimeError):
+    """The disk does not take what a run writes. The message names the file, the room left and what is whole."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One problem, rendered with the chat template and tokenised."""
@@ -47,6 +51,7 @@ class Prompt:
     source: str  # `data_source` of the row, or the file's stem
     kind: str = "math"  # which verifier judges the answer: math | choice | arithmetic
     metadata: Mapping[str, Any] = field(default_factory=dict)  # other columns, for user reward functions
+    row: str = ""  # digest of problem and truth as they were read: the chat template may put the date into `text`
 
 
 @dataclass(frozen=True)
