@@ -6,7 +6,7 @@
         head.safetensors   the contrastive head, when there is one
         trainer.pt         step, data position, head optimiser
         rng_rank_0.pt …    every random generator of each rank
-        checkpoint.json    written last: step, world size, ZeRO stage
+        checkpoint.json    written last: step, world size, ZeRO stage, and what the data were (clipo_ds.data_digest)
 
 `model/` makes a checkpoint usable without DeepSpeed and on any number of ranks; `engine/` makes the resumed run equal
 to the uninterrupted one.
@@ -14,12 +14,15 @@ to the uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
 import random
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +31,23 @@ import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from clipo_ds import distributed
+from clipo_ds import disk, distributed
 from clipo_ds.contrastive_term import ContrastiveTerm
 from clipo_ds.distributed import Ranks
 from clipo_ds.policy import Policy
-from clipo_ds.types import InputError
+from clipo_ds.types import InputError, NotSaved
 from clipo_ds.weight_sync import iterate_adapter, iterate_weights
 
 logger = logging.getLogger(__name__)
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What Python, torch and safetensors raise where a disk takes no more."""
+TORCH_CANNOT_WRITE = re.compile("inline_container|PytorchStreamWriter|iostream")
+"""Names of torch's C++ in the RuntimeError of a file that it could not write."""
 
 
 @dataclass(frozen=True)
@@ -58,40 +67,175 @@ def save_checkpoint(
     ranks: Ranks,
     *,
     keep: int | None,
+    data: Mapping[str, Any],
 ) -> Path:
-    """Write the checkpoint of `progress.step`; called by all ranks. Older ones beyond `keep` are removed afterwards."""
-    final = run_dir / "checkpoints" / f"step_{progress.step:06d}"
+    """Write the checkpoint of `progress.step`; called by all ranks. Older ones beyond `keep` are removed afterwards.
+
+    Args:
+        data: What the prompts were, for `clipo_ds.resuming.check_data`.
+
+    Raises:
+        NotSaved: On all ranks, where the disk has no room, or does not take a file of one of them. What was written of
+            the checkpoint is removed; older ones are as they were.
+    """
+    final = _folder_of(run_dir, progress.step)
     partial = final.with_name(f".{final.name}.partial")
-    if ranks.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    distributed.barrier()
-    policy.engine.save_checkpoint(
-        str(partial / "engine"), tag="state", exclude_frozen_parameters=isinstance(policy.model, PeftModel)
-    )
-    save_model(partial / "model", policy, tokenizer, ranks)
-    torch.save(_random_state(), partial / f"rng_rank_{ranks.rank}.pt")
-    if ranks.is_main:
-        state: dict[str, Any] = {"prompts_drawn": progress.prompts_drawn, "head_optimizer": None}
-        if term is not None:
-            save_file(
-                {k: v.contiguous().cpu() for k, v in term.head.state_dict().items()}, partial / "head.safetensors"
-            )
-            state["head_optimizer"] = None if term.optimizer is None else term.optimizer.state_dict()
-        torch.save(state, partial / "trainer.pt")
-    distributed.barrier()
-    if ranks.is_main:
-        facts = {
-            "step": progress.step,
-            "world_size": ranks.world_size,
-            "zero_stage": policy.engine.zero_optimization_stage(),
-        }
-        (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        _remove_old(final.parent, keep)
-    distributed.barrier()
+    takes = distributed.from_main(lambda: _room_for(run_dir, progress.step, policy))
+    facts = {
+        "step": progress.step,
+        "world_size": ranks.world_size,
+        "zero_stage": policy.engine.zero_optimization_stage(),
+        "data": data,
+    }
+    try:
+        with _written_by_all(run_dir, takes):
+            if ranks.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                (partial / "engine" / "state").mkdir(parents=True)
+        with _written_by_all(run_dir, takes):
+            _save_engine(partial / "engine", policy)
+        with _written_by_all(run_dir, takes):
+            save_model(partial / "model", policy, tokenizer, ranks)  # its collectives come before its first write
+            torch.save(_random_state(), partial / f"rng_rank_{ranks.rank}.pt")
+            if ranks.is_main:
+                _save_position(partial, progress, term)
+        with _written_by_all(run_dir, takes):  # the others have written by now
+            if ranks.is_main:
+                (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
+                if final.exists():
+                    _remove(final)
+                os.rename(partial, final)
+                _remove_old(final.parent, keep)
+    except NotSaved:
+        if ranks.is_main:  # half a checkpoint would take the room that is wanted
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     return final
+
+
+def _save_position(folder: Path, progress: Progress, term: ContrastiveTerm | None) -> None:
+    state: dict[str, Any] = {"prompts_drawn": progress.prompts_drawn, "head_optimizer": None}
+    if term is not None:
+        save_file({k: v.contiguous().cpu() for k, v in term.head.state_dict().items()}, folder / "head.safetensors")
+        state["head_optimizer"] = None if term.optimizer is None else term.optimizer.state_dict()
+    torch.save(state, folder / "trainer.pt")
+
+
+def _save_engine(folder: Path, policy: Policy) -> None:
+    """DeepSpeed's own part. A rank that cannot write its files goes through the collectives to the end nevertheless."""
+    engine = policy.engine
+    failures: list[Exception] = []
+    save = engine.checkpoint_engine.save
+
+    def noting(state_dict: Any, path: str) -> None:
+        try:
+            save(state_dict, path)
+        except WRITE_ERRORS as error:
+            failures.append(_Unwritten(path, _reason(error)))
+
+    engine.checkpoint_engine.save = noting
+    try:
+        engine.save_checkpoint(
+            str(folder), tag="state", exclude_frozen_parameters=isinstance(policy.model, PeftModel), save_latest=False
+        )
+    except OSError as error:  # of the scripts that rank 0 puts beside, just before the barrier at the end
+        distributed.barrier()
+        failures.append(error)
+    finally:
+        engine.checkpoint_engine.save = save
+    if failures:
+        raise failures[0]
+
+
+class _Unwritten(Exception):
+    """File and reason, of a library that names no file."""
+
+
+def _reason(error: Exception) -> str:
+    """Why a file was not written; an error that is not about writing is raised again."""
+    if isinstance(error, RuntimeError) and not TORCH_CANNOT_WRITE.search(str(error)):
+        raise error
+    return getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+
+
+@contextlib.contextmanager
+def _written_by_all(run_dir: Path, takes: int) -> Iterator[None]:
+    """Let every rank write in the block, and wait for all.
+
+    Raises:
+        NotSaved: On all ranks, where one of them could not.
+    """
+    failure: NotSaved | None = None
+    try:
+        yield
+    except (_Unwritten, *WRITE_ERRORS) as error:
+        free = disk.free_bytes(run_dir)
+        named = isinstance(error, _Unwritten)
+        file, reason = error.args if named else (getattr(error, "filename", None) or run_dir, _reason(error))
+        if free < takes:  # rather than where in its C++ torch noticed it
+            reason = "no room left"
+        # Of what torch raises the number is not known.
+        mended = "make room, then go on" if getattr(error, "errno", errno.ENOSPC) in disk.FULL else "go on"
+        failure = NotSaved(
+            f"'{file}' could not be written: {reason}; {_room(free, takes)}; {_what_is_whole(run_dir, mended)}"
+        )
+    distributed.raise_everywhere(failure)
+
+
+@contextlib.contextmanager
+def full_disk_in_words(run_dir: Path) -> Iterator[None]:
+    """Turn what a disk that takes no more raises in the block, for any file of a run, into one line.
+
+    Raises:
+        NotSaved: In place of that `OSError`; all others pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in disk.FULL:
+            raise
+        free, file = disk.in_words(disk.free_bytes(run_dir)), error.filename or run_dir
+        left = "; ".join(getattr(error, "__notes__", ())) or _what_is_whole(run_dir)
+        raise NotSaved(f"'{file}' could not be written: {error.strerror} ({free} free); {left}") from error
+
+
+def _room_for(run_dir: Path, step: int, policy: Policy) -> int:
+    """Bytes that the next checkpoint will take, about.
+
+    Raises:
+        NotSaved: There are fewer on the disk.
+    """
+    last = newest_checkpoint(run_dir)
+    takes = _size_from_parameters(policy) if last is None else disk.size_of(last)
+    free = disk.free_bytes(run_dir)
+    if free < takes:
+        raise NotSaved(
+            f"'{_folder_of(run_dir, step)}' was not written for want of room: {_room(free, takes)}; "
+            f"{_what_is_whole(run_dir)}"
+        )
+    return takes
+
+
+def _room(free: int, takes: int) -> str:
+    return f"{disk.in_words(free)} free, and a checkpoint takes about {disk.in_words(takes)}"
+
+
+def _size_from_parameters(policy: Policy) -> int:
+    """Bytes of a checkpoint's tensors: master weights and both moments in float32, and the weights as they are."""
+    takes = 0
+    for parameter in policy.model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())  # the whole one's under ZeRO-3
+        if parameter.requires_grad:
+            copies = 1 if policy.engine.zero_optimization_stage() == 3 else 2
+            takes += count * (12 + copies * parameter.element_size())
+    return takes
+
+
+def _what_is_whole(run_dir: Path, mended: str = "make room, then go on") -> str:
+    """The end of a line about what was not written."""
+    kept = newest_checkpoint(run_dir)
+    whole = f"the checkpoint of step {step_of(kept)} is whole" if kept else "there is no whole checkpoint yet"
+    return f"{whole}; {mended} with --resume auto --run_dir {run_dir}"
 
 
 def save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> None:
@@ -119,6 +263,20 @@ def save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase,
     tokenizer.save_pretrained(folder)
 
 
+def is_saved(run_dir: Path, step: int) -> bool:
+    """Whether the whole checkpoint of a step is there: rank 0 looks, all ranks hear it."""
+    return distributed.from_main(lambda: (_folder_of(run_dir, step) / "checkpoint.json").is_file())
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _folder_of(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:06d}"
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest whole checkpoint of a run folder, or None."""
     whole = [p.parent for p in (run_dir / "checkpoints").glob("step_*/checkpoint.json")]
@@ -144,6 +302,7 @@ def check_resumable(checkpoint: Path, world_size: int, zero_stage: int, *, steps
         InputError: It was written by another number of ranks or another ZeRO stage, or after more steps than the run
             is to have, or a file of it is missing.
     """
+    require_checkpoint(checkpoint)
     facts = json.loads((checkpoint / "checkpoint.json").read_text())
     if facts["world_size"] != world_size:
         raise InputError(
@@ -191,11 +350,10 @@ def load_checkpoint(checkpoint: Path, policy: Policy, term: ContrastiveTerm | No
     return Progress(step=int(facts["step"]), prompts_drawn=int(state["prompts_drawn"]))
 
 
-def remove_later(checkpoint: Path) -> None:
-    """Remove the checkpoints after one that a run goes on from: they belong to a course that is given up."""
-    for path in checkpoint.parent.glob("step_*"):
-        if path.name > checkpoint.name:
-            _remove(path)
+def remove_left(run_dir: Path) -> None:
+    """Remove what a process that was killed left of a checkpoint it was writing or removing."""
+    for path in (run_dir / "checkpoints").glob(".step_*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_old(folder: Path, keep: int | None) -> None:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clipo_ds import allocator
+from clipo_ds import allocator, disk
 from clipo_ds.config import load_config, split_train_arguments
-from clipo_ds.types import InputError, MismatchError, RunStopped, SamplerLost, VerifierLost
+from clipo_ds.types import InputError, MismatchError, NotSaved, RunStopped, SamplerLost, VerifierLost
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,11 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
         load_config(arguments.recipe, overrides)
         from clipo_ds import compare, distributed
         from clipo_ds.display import wide_console
+        from clipo_ds.folder_lock import fresh_folder
 
         distributed.start()
-        out = Path(arguments.out or distributed.broadcast_object(f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}"))
+        fresh_name = f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = Path(arguments.out or distributed.from_main(lambda: fresh_folder(Path("runs"), fresh_name)))
         path = compare.compare(arguments.recipe, overrides, arguments.arms.split(","), seeds, out)
         if _is_main():
             console = wide_console()
@@ -212,8 +214,12 @@ def _guarded(run: Callable[[], Any]) -> int:
         run()
     except InputError as error:
         return _fail(f"error: {error}", 2)
-    except (FloatingPointError, MismatchError, SamplerLost, VerifierLost) as error:
+    except (FloatingPointError, MismatchError, NotSaved, SamplerLost, VerifierLost) as error:
         return _fail(f"error: {error}", 1)
+    except OSError as error:
+        if error.errno not in disk.FULL:
+            raise
+        return _fail(f"error: '{error.filename}' could not be written: {error.strerror}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except RunStopped as stopped:

@@ -8,6 +8,7 @@ Differences are paired by seed against the first arm.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -66,21 +67,22 @@ def compare(recipe: str, overrides: Sequence[str], arms: Sequence[str], seeds: S
     base = load_config(recipe, overrides)
     if base.evaluation.every is None:
         raise InputError("`evaluation.every` must be a number of steps: arms are compared by their last evaluation")
+    ranks = distributed.start()
     configs = {(arm, seed): arm_config(base, arm, seed, out / f"{arm}-seed{seed}") for arm in arms for seed in seeds}
-    begun = {key for key, config in configs.items() if _is_begun(config)}
+    begun = distributed.from_main(lambda: {key for key, config in configs.items() if _is_begun(config)})
     rows: list[dict[str, Any]] = []
     # Seed by seed, so that a comparison that is cut short holds every arm equally often.
     for seed in seeds:
         for arm in arms:
             config = configs[arm, seed]
             run_dir = out / f"{arm}-seed{seed}"
-            if not is_whole(run_dir, config.steps):
+            if not distributed.from_main(functools.partial(is_whole, run_dir, config.steps)):
                 train(dataclasses.replace(config, resume="auto" if (arm, seed) in begun else None))
-            run = open_run(run_dir)
-            for data, last in last_evaluations(run.evaluations()).items():
-                rows.append({"arm": arm, "seed": seed, "data": data, "run": str(run_dir), **last})
+            if ranks.is_main:
+                for data, last in last_evaluations(open_run(run_dir).evaluations()).items():
+                    rows.append({"arm": arm, "seed": seed, "data": data, "run": str(run_dir), **last})
     path = out / "comparison.json"
-    if distributed.start().is_main:
+    if ranks.is_main:
         path.write_text(json.dumps(rows, indent=1) + "\n")
     return path
 
@@ -133,7 +135,9 @@ def _is_begun(config: TrainConfig) -> bool:
     found = Path(str(config.run_dir)) / "config.yaml"
     if not found.exists():
         return False
-    if dataclasses.replace(load_config(str(found)), resume=None, recipe=config.recipe) != config:
+    own = load_config(str(found))
+    data = dataclasses.replace(own.data, allow_changed=config.data.allow_changed)
+    if dataclasses.replace(own, resume=None, recipe=config.recipe, data=data) != config:
         raise InputError(f"`out` must not hold runs made with other settings, got '{found.parent}'")
     return True
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from clipo_ds.answers import check_ground_truths
+from clipo_ds.data_digest import digest_row
 from clipo_ds.schema import DataConfig
 from clipo_ds.sources import Problem, read_problems
 from clipo_ds.types import InputError, Prompt
@@ -91,8 +92,11 @@ def load_prompts(
                 where.append(problem.where)
                 truth, source = problem.ground_truth, problem.source
                 own.append(
-                    Prompt(uid, text, tuple(token_ids), truth, source, kind, problem.metadata, where=problem.where)
-                )
+                    Prompt(
+                        uid, text, tuple(token_ids), truth, source, kind, problem.metadata, where=problem.where,
+                        row=digest_row(problem.messages, truth),
+                    )
+                )  # fmt: skip
         _report_truths(own[:MAX_CHECKED_TRUTHS], where, field)
         prompts += own
     _report_lengths(lengths, len(prompts), data.max_prompt_tokens, field)

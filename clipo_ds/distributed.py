@@ -7,9 +7,9 @@ Every function is called by all ranks in the same order. Imports torch, DeepSpee
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from clipo_ds import allocator
 from clipo_ds.cores import share_cores
 from clipo_ds.network import free_port
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,24 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, which alone calls it: for what a look at the disk decides, since ranks that look for
+    themselves may see different things, and part ways.
+
+    Raises:
+        OSError, RuntimeError, ValueError: On every rank, what it raised.
+    """
+    found: T | None = None
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            found = work()
+        except (OSError, RuntimeError, ValueError) as failure:
+            error = failure
+    raise_everywhere(error)
+    return broadcast_object(found)
 
 
 def raise_everywhere(error: Exception | None) -> None:

@@ -1,4 +1,4 @@
-"""What a run ran on, for its environment.json: versions, commit, machine. Layer L1, imports psutil and no torch."""
+"""What a run ran on, for its environment.jsonl: versions, commit, machine. Layer L1, imports psutil and no torch."""
 
 from __future__ import annotations
 

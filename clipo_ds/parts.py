@@ -24,6 +24,7 @@ from clipo_ds.config import dump_config, read_ds_config
 from clipo_ds.contrastive import ContrastiveHead
 from clipo_ds.contrastive_term import ContrastiveTerm, load_head
 from clipo_ds.data import PromptOrder, load_prompts
+from clipo_ds.data_digest import digest_prompts
 from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
 from clipo_ds.environment import describe_environment
@@ -39,8 +40,9 @@ from clipo_ds.models import (
 from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter
-from clipo_ds.resuming import check_settings, run_folder
+from clipo_ds.resuming import check_data, check_same_settings, find_run_folder
 from clipo_ds.rewards import Judge, load_functions
+from clipo_ds.run_folder import RunFolder
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.sources import name_sources
@@ -64,6 +66,8 @@ class Plan:
     model: ModelFacts
     prompts: list[Prompt]
     tests: dict[str, list[Prompt]]
+    data: dict[str, Any]  # what the prompts are, as checkpoints record it
+    changed: list[str]  # what has become of the data since the checkpoint to go on from, in words
     run_dir: Path
     resume_from: Path | None
     room: VllmRoom | None  # with rollout.engine vllm
@@ -84,7 +88,9 @@ class Parts:
     prompts: list[Prompt]
     order: PromptOrder
     tests: dict[str, list[Prompt]]
+    data: dict[str, Any]  # what the prompts are, as checkpoints record it
     run_dir: Path
+    folder: RunFolder
     writer: RunWriter | None  # on rank 0
     display: Display
     trackers: Trackers
@@ -110,12 +116,13 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
     Raises:
         InputError: On every rank, in one line, what is wrong, where, and what would be right.
     """
-    # Ranks may read the clock a second apart.
-    began = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
+    check_same_settings(config, distributed.broadcast_object(config), ranks)
+    fresh_name = f"{Path(config.recipe or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir, resume_from = distributed.from_main(lambda: find_run_folder(config, fresh_name))
     plan: Plan | None = None
     wrong: InputError | None = None
     try:
-        plan = _plan(config, ranks, f"{Path(config.recipe or 'run').stem}-{began}")
+        plan = _plan(config, ranks, run_dir, resume_from)
     except InputError as error:  # one rank may lack a file, have less memory, or not reach what another does
         wrong = error if ranks.is_main else InputError(f"{error} (on rank {ranks.rank}, {socket.gethostname()})")
     distributed.raise_everywhere(wrong)
@@ -123,7 +130,7 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
     return plan
 
 
-def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
+def _plan(config: TrainConfig, ranks: Ranks, run_dir: Path, resume_from: Path | None) -> Plan:
     """What `preflight` gives, or the error of this rank; no rank waits for another in here."""
     if config.ds_config is None:
         raise InputError("`ds_config` must be a DeepSpeed JSON file (--ds_config ds_configs/zero3.json), got nothing")
@@ -133,8 +140,6 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
             f"`rollout.prompts_per_step` must be at least the number of ranks ({ranks.world_size}), "
             f"got {config.rollout.prompts_per_step}"
         )
-    run_dir, resume_from = run_folder(config, fresh_name)
-    check_settings(config, run_dir, resume_from)
     facts = inspect_model(config.model.path, task=config.task, trust_remote_code=config.model.trust_remote_code)
     if resume_from is not None:
         stage = ds_config["zero_optimization"]["stage"]
@@ -165,6 +170,8 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
         )
     functions = load_functions(config.reward.functions)
     prompts, tests = _load_data(config, facts.tokenizer)
+    data = {"train": digest_prompts(prompts), "test": {name: digest_prompts(test) for name, test in tests.items()}}
+    changed = check_data(config, resume_from, data)
     for function in functions.values():
         function.check_columns(prompts)
     longest = config.data.max_prompt_tokens + config.longest_response
@@ -181,7 +188,7 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
         room = check_vllm(config, facts.config, ranks, longest_prompt)
     if config.rollout.engine == "vllm_server":
         check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
-    return Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from, room)
+    return Plan(config, spec, ds_config, facts, prompts, tests, data, changed, run_dir, resume_from, room)
 
 
 def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
@@ -196,47 +203,56 @@ def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
 
 
 def build_parts(plan: Plan, ranks: Ranks) -> Parts:
-    """Load and build everything, restore it when resuming, open the run folder; called by all ranks."""
+    """Take the run folder, load and build everything, restore it when resuming; called by all ranks.
+
+    The folder keeps what is in it until all is built; then what a resumed run makes again is moved aside.
+    """
     config = plan.config
-    if ranks.local_rank == 0:
-        remove_left_folders()
-    # One rank makes what has to be made once (the small model, a converted GGUF file); the others find it.
-    if ranks.is_main:
-        materialise_model(config.model.path, task=config.task)
-    distributed.barrier()
-    folder = materialise_model(config.model.path, task=config.task)
-    frozen_steps = config.contrastive.head_warmup_steps if config.contrastive else 0
-    updates = (config.steps - frozen_steps) * config.optimizer.mini_batches * config.optimizer.epochs_per_batch
-    set_seed(config.seed)
-    policy = build_policy(
-        folder,
-        config.model,
-        config.optimizer,
-        plan.ds_config,
-        num_updates=updates,
-        with_reference=config.objective.kl_coefficient > 0,
-        device=ranks.device,
-    )
-    term = None
-    if config.contrastive is not None:
-        term = ContrastiveTerm(config.contrastive, policy.hidden_size, config.seed, ranks)
-    progress = Progress(step=0, prompts_drawn=0)
-    if plan.resume_from is not None:
-        progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
-        if ranks.is_main:
-            checkpoint.remove_later(plan.resume_from)
     with contextlib.ExitStack() as when_failing:
+        run_folder = RunFolder.take(config, plan.run_dir, plan.resume_from, ranks)
+        when_failing.callback(run_folder.release)
+        if ranks.local_rank == 0:
+            remove_left_folders()
+        # One rank makes what has to be made once (the small model, a converted GGUF file); the others find it.
+        if ranks.is_main:
+            materialise_model(config.model.path, task=config.task)
+        distributed.barrier()
+        folder = materialise_model(config.model.path, task=config.task)
+        frozen_steps = config.contrastive.head_warmup_steps if config.contrastive else 0
+        updates = (config.steps - frozen_steps) * config.optimizer.mini_batches * config.optimizer.epochs_per_batch
+        set_seed(config.seed)
+        policy = build_policy(
+            folder,
+            config.model,
+            config.optimizer,
+            plan.ds_config,
+            num_updates=updates,
+            with_reference=config.objective.kl_coefficient > 0,
+            device=ranks.device,
+        )
+        term = None
+        if config.contrastive is not None:
+            term = ContrastiveTerm(config.contrastive, policy.hidden_size, config.seed, ranks)
+        progress = Progress(step=0, prompts_drawn=0)
+        if plan.resume_from is not None:
+            progress = checkpoint.load_checkpoint(plan.resume_from, policy, term, ranks)
         engine = _build_engine(plan, folder, ranks)
         when_failing.callback(engine.close)
         sync_weights(policy.model, engine)
         display = Display(config.logging, config.steps, enabled=ranks.is_main)
-        writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
-        trackers = _start_trackers(plan, ranks)
-        when_failing.callback(trackers.finish)
         judge = build_judge(config, plan.spec)
         when_failing.callback(judge.close)
-        distributed.barrier()
-        display.say(f"run folder {plan.run_dir}")
+        description = _description(plan, ranks) if ranks.is_main else {}
+        is_new = run_folder.begin(description)
+        trackers = _start_trackers(plan, run_folder.path, ranks)
+        when_failing.callback(trackers.finish)
+        if not is_new:
+            moved = run_folder.go_on(progress.step, description)
+            if moved is not None:
+                display.say(f"going on after step {progress.step}: {moved} of later steps moved to {moved.folder}")
+        for what in plan.changed:
+            display.say(f"warning: {what}")
+        display.say(f"run folder {run_folder.path}")
         when_failing.pop_all()
     return Parts(
         config=config,
@@ -250,8 +266,10 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         prompts=plan.prompts,
         order=PromptOrder(len(plan.prompts), config.seed),
         tests=plan.tests,
-        run_dir=plan.run_dir,
-        writer=writer,
+        data=plan.data,
+        run_dir=run_folder.path,
+        folder=run_folder,
+        writer=RunWriter(run_folder.path) if ranks.is_main else None,
         display=display,
         trackers=trackers,
         progress=progress,
@@ -260,10 +278,11 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
 
 
 def close_parts(parts: Parts) -> None:
-    """End worker processes, trackers and vLLM."""
+    """End worker processes, trackers and vLLM, and give the run folder back."""
     parts.engine.close()
     parts.judge.close()
     parts.trackers.finish()
+    parts.folder.release()
 
 
 def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -326,28 +345,28 @@ def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
     )
 
 
-def _start_trackers(plan: Plan, ranks: Ranks) -> Trackers:
+def _start_trackers(plan: Plan, run_dir: Path, ranks: Ranks) -> Trackers:
     config = plan.config
     if not ranks.is_main or not config.logging.trackers:
         return Trackers()
     return Trackers.start(
         config.logging.trackers,
         project=config.logging.project,
-        run_dir=plan.run_dir,
+        run_dir=run_dir,
         config=_flatten(dataclasses.asdict(config)),
         cpu=ranks.device.type == "cpu",
     )
 
 
-def _open_run_folder(plan: Plan, progress: Progress, ranks: Ranks) -> RunWriter:
-    description: dict[str, Any] = {
-        # A run of its own that takes this file for its recipe is not to go on with this one.
-        "config_yaml": dump_config(dataclasses.replace(plan.config, resume=None)),
+def _description(plan: Plan, ranks: Ranks) -> dict[str, Any]:
+    # A run of its own that takes this file for its recipe is not to go on with this one, and what was allowed once is
+    # not allowed for ever.
+    config = dataclasses.replace(
+        plan.config, resume=None, data=dataclasses.replace(plan.config.data, allow_changed=False)
+    )
+    changed = {"changed_data": plan.changed} if plan.changed else {}
+    return {
+        "config_yaml": dump_config(config),
         "ds_config": plan.ds_config,
-        "environment": describe_environment(world_size=ranks.world_size),
+        "environment": describe_environment(world_size=ranks.world_size) | {"data": plan.data} | changed,
     }
-    if not (plan.run_dir / "config.yaml").exists():
-        return RunWriter.create(plan.run_dir, **description)
-    writer = RunWriter.resume(plan.run_dir, progress.step)
-    writer.write_description(**description)
-    return writer

@@ -1,12 +1,15 @@
 """The run folder: what one process writes while it trains and any other may read meanwhile.
 
-    config.yaml  ds_config.json  environment.json      what ran
+    config.yaml  ds_config.json                        what runs
+    environment.jsonl                                  what it ran on: an object a start, with its step and time
     metrics.jsonl  evaluations.jsonl                   an object a line, `step` first
     rollouts/step_000012.parquet                       a row a rollout, columns as ROLLOUT_SCHEMA says
     evaluations/step_000020-NAME.parquet               a row a response to a test set, columns as RESPONSE_SCHEMA says
     separate_evaluations/                              what was evaluated outside training, with its settings: an index
                                                        evaluations.jsonl, and a file of responses for each of its rows
     checkpoints/step_000100/                           written by `clipo_ds.checkpoint`
+    superseded/                                        later steps that a resumed run made again: not read here
+    lock.json                                          the process that writes, while it does
 
 Lines are appended with one write, everything else is written beside and renamed, so a reader sees whole things only;
 the one exception, a last line that is still being written, is left out. Layer L1, imports pyarrow and no torch: it
@@ -16,13 +19,15 @@ works on a laptop that has a copy of the folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -49,6 +54,8 @@ __all__ = [
 
 METRICS, EVALUATIONS, ROLLOUTS, RESPONSES = "metrics.jsonl", "evaluations.jsonl", "rollouts", "evaluations"
 SEPARATE = "separate_evaluations"
+CONFIG, DS_CONFIG, STARTS = "config.yaml", "ds_config.json", "environment.jsonl"
+SUPERSEDED, LOCK = "superseded", "lock.json"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -65,7 +72,8 @@ def check_run_dir(path: str | Path, *, resuming: bool = False) -> None:
         InputError: It holds something already, or it cannot be made or written.
     """
     folder = Path(path)
-    if folder.is_dir() and any(folder.iterdir()):
+    # The lock of a start that was killed before it wrote anything is no content.
+    if folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
         if resuming:
             raise InputError(
                 f"`run_dir` must be the folder of a run, or a new or empty one, got '{folder}', which holds other "
@@ -75,6 +83,15 @@ def check_run_dir(path: str | Path, *, resuming: bool = False) -> None:
             f"`run_dir` must be a new or empty folder, got '{folder}', which is not empty; "
             "go on with the run in it by --resume auto, or name another folder"
         )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be made, or written into where it is there.
+
+    Raises:
+        InputError: It cannot.
+    """
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"`run_dir` must be a folder that can be made and written, got '{folder}'")
@@ -102,32 +119,15 @@ class RunWriter:
         writer.write_description(config_yaml=config_yaml, ds_config=ds_config, environment=environment)
         return writer
 
-    @classmethod
-    def resume(cls, path: str | Path, step: int) -> RunWriter:
-        """Open a run folder to go on after `step`: records of later steps are removed, for they will be made again.
-
-        Raises:
-            InputError: There is no run.
-        """
-        folder = open_run(path).path
-        for name in (METRICS, EVALUATIONS):
-            if (folder / name).exists():
-                kept = [row for row in _read_jsonl(folder / name) if row["step"] <= step]
-                _write_text(folder / name, "".join(_line(row) for row in kept))
-        responses = ((later, file) for later, _, file in _response_files(folder))
-        for later, file in (*_rollout_files(folder).items(), *responses):
-            if later > step:
-                file.unlink()
-        return cls(folder)
-
     def write_description(
-        self, *, config_yaml: str, ds_config: Mapping[str, Any], environment: Mapping[str, Any]
+        self, *, config_yaml: str, ds_config: Mapping[str, Any], environment: Mapping[str, Any], step: int = 0
     ) -> None:
-        """Say what runs from now on."""
-        _write_text(self.path / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
-        _write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        """Say what runs from now on, after `step`; what earlier starts ran on stays on record."""
+        write_text(self.path / DS_CONFIG, json.dumps(ds_config, indent=2) + "\n")
+        start = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment}
+        write_text(self.path / STARTS, "".join(_line(row) for row in (*_read_jsonl(self.path / STARTS), start)))
         # Last, because this is what makes the folder a run for `open_run`.
-        _write_text(self.path / "config.yaml", config_yaml)
+        write_text(self.path / CONFIG, config_yaml)
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one step's metrics: flat keys, numbers, text or None; what is not finite becomes null.
@@ -193,7 +193,7 @@ class RunWriter:
         table = rollout_table(step, columns)
         (self.path / ROLLOUTS).mkdir(exist_ok=True)
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
-        _write_beside(
+        write_beside(
             _rollout_file(self.path, step),
             # A dictionary stores a group's prompt once; embeddings never repeat.
             lambda file: pq.write_table(table, file, compression="zstd", use_dictionary=texts),
@@ -201,8 +201,12 @@ class RunWriter:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         # Unbuffered: the line reaches the file in one write; at worst a reader finds the last line torn.
-        with (self.path / name).open("ab", buffering=0) as file:
-            file.write(_line(row).encode())
+        line = _line(row).encode()
+        with _named_in_errors(self.path / name), (self.path / name).open("ab", buffering=0) as file:
+            taken = file.write(line)
+            if taken < len(line):  # a disk that is nearly full takes a piece, and says so by the number alone
+                file.truncate(file.tell() - taken)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -215,7 +219,15 @@ class Run:
     path: Path
     config: dict[str, Any]  # the resolved configuration: sections are dicts
     ds_config: dict[str, Any]
-    environment: dict[str, Any]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the run has run on since its newest start; empty where that is not on record."""
+        return (self.starts() or [{}])[-1]
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What the run ran on, a dict a start; `step` is the one it went on from, `time` is in UTC."""
+        return _read_jsonl(self.path / STARTS)
 
     def metrics(self) -> list[dict[str, Any]]:
         """One flat dict a step, None for what was not finite; `pandas.DataFrame(run.metrics())` is a table of them."""
@@ -333,13 +345,12 @@ def open_run(path: str | Path) -> Run:
         InputError: It is no run folder.
     """
     folder = Path(path)
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(f"`run` must be a run folder, which holds a config.yaml, got '{folder}'")
     return Run(
         path=folder,
-        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
-        ds_config=json.loads((folder / "ds_config.json").read_text(encoding="utf-8")),
-        environment=json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        config=yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")),
+        ds_config=json.loads((folder / DS_CONFIG).read_text(encoding="utf-8")),
     )
 
 
@@ -364,7 +375,7 @@ def _response_files(folder: Path) -> list[tuple[int, str, Path]]:
 
 def _write_responses(file: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     table = pa.Table.from_pydict(dict(columns), schema=RESPONSE_SCHEMA)
-    _write_beside(file, lambda partial: pq.write_table(table, partial, compression="zstd"))
+    write_beside(file, lambda partial: pq.write_table(table, partial, compression="zstd"))
 
 
 def _read_responses(file: Path, columns: Sequence[str] | None) -> pa.Table:
@@ -418,11 +429,29 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_text(path: Path, text: str) -> None:
-    _write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or not there."""
+    write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _write_beside(path: Path, write: Callable[[Path], object]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it when it is whole; nothing is left of one that cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
-    write(partial)
+    try:
+        with _named_in_errors(path):
+            write(partial)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Name the file in an `OSError` of the block: a disk that is full does not, nor does pyarrow."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -27,7 +27,7 @@ from torch import Tensor
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
 from clipo_ds.ahead import gap_after_sync
-from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
+from clipo_ds.checkpoint import Progress, full_disk_in_words, is_saved, newest_checkpoint, save_checkpoint
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
@@ -83,13 +83,14 @@ def train(config: TrainConfig) -> Path:
         RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
         FloatingPointError: A gradient was not finite; no weight was changed by it.
         MismatchError: The sampler is another model than the trainer; nothing was learnt from its rollouts.
+        NotSaved: The disk does not take what the run writes; the message says what is whole.
         SamplerLost: The sampler cannot go on; the message names the checkpoint of the last whole step.
     """
     ranks = distributed.start()
     plan = preflight(config, ranks)
     parts = build_parts(plan, ranks)
     try:
-        with parts.display, _stop_after_step(parts):
+        with parts.display, _stop_after_step(parts), full_disk_in_words(parts.run_dir):
             finished = run_loop(parts)
     finally:
         close_parts(parts)
@@ -109,7 +110,7 @@ def run_loop(parts: Parts) -> bool:
     except SamplerLost as error:
         if parts.progress.step == 0:
             raise SamplerLost(f"{error}; no step was finished") from error
-        if not (_checkpoint_path(parts) / "checkpoint.json").exists():
+        if not is_saved(parts.run_dir, parts.progress.step):
             _save(parts)
         raise SamplerLost(f"{error}; {_how_to_go_on(parts)}") from error
 
@@ -347,7 +348,7 @@ def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ran
 def _save(parts: Parts) -> None:
     path = save_checkpoint(
         parts.run_dir, parts.progress, parts.policy, parts.tokenizer, parts.term, parts.ranks,
-        keep=parts.config.checkpoint.keep,
+        keep=parts.config.checkpoint.keep, data=parts.data,
     )  # fmt: skip
     logger.info("checkpoint %s", path)
 

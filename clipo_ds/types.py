@@ -43,6 +43,10 @@ class VerifierLost(RuntimeError):
     """
 
 
+class NotSaved(RuntimeError):
+    """The disk does not take what a run writes. The message names the file, the room left and what is whole."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One problem, rendered with the chat template and tokenised."""
@@ -55,6 +59,7 @@ class Prompt:
     kind: str = "math"  # which verifier judges the answer: math | choice | arithmetic
     metadata: Mapping[str, Any] = field(default_factory=dict)  # other columns, for user reward functions
     where: str = ""  # file and row, for messages; empty for a problem of the built-in task
+    row: str = ""  # digest of problem and truth as they were read: the chat template may put the date into `text`
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from launching import ROOT, SMALL, run
 
 from clipo_ds.cli import compare_main, evaluate_main, export_main, train_main
+from clipo_ds.records import open_run
 
 SERVED = ["--rollout.engine=vllm_server", "--rollout.server.urls=http://127.0.0.1:1"]
 CPU = f"--ds_config={ROOT}/ds_configs/zero3_cpu.json"
@@ -159,6 +160,46 @@ def test_missing_empty_and_malformed_data(capsys, tmp_path, small_model, monkeyp
     fails(capsys, tmp_path, on_data(small_model, empty), "empty.jsonl")
     fails(capsys, tmp_path, on_data(small_model, malformed), "malformed.jsonl", "1")
     fails(capsys, tmp_path, on_data(small_model, broken), "broken.jsonl", "2")
+
+
+def test_other_training_data_are_refused_or_allowed_and_recorded(capsys, tmp_path, small_model):
+    problems = [{"prompt": f"{n}+{n}", "answer": str(2 * n)} for n in range(9)]
+    data, test = rows(tmp_path / "sums.jsonl", *problems), rows(tmp_path / "test.jsonl", *problems[:2])
+    folder = tmp_path / "run"
+    settings = [
+        *on_data(small_model, data), f"--data.test={test}", "--rollout.prompts_per_step=2", "--rollout.group_size=2",
+        "--evaluation.every=null", "--contrastive=null", "--model.lora=null", "--steps=1", f"--run_dir={folder}",
+    ]  # fmt: skip
+    assert train_main(settings) == 0
+    go_on = ["--resume=auto", f"--run_dir={folder}", "--steps=2"]
+    before = sorted(folder.rglob("*"))
+    wrong = {"answer": "5", "prompt": "4+4"}
+    for changed, words in (
+        (problems[1:], "9 prompts then, 8 now (from sums)"),
+        (problems[::-1], "9 prompts, but not the same ones in the same order (from sums)"),
+        ([*problems[:4], wrong, *problems[5:]], "9 prompts, but not the same ones in the same order (from sums)"),
+    ):
+        rows(data, *changed)
+        assert train_main(go_on) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line == (
+            "error: `data.train` must hold the problems that step_000001 was trained on, in the same order, got others "
+            f"in {data}: {words}; put them back, or go on with these by --data.allow_changed true"
+        )
+        assert sorted(folder.rglob("*")) == before
+    rows(test, *problems[2:5])
+    assert train_main([*go_on, "--data.allow_changed=true"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: `data.train` has changed since step_000001: 9 prompts, but not" in said
+    assert "warning: test set test has changed since step_000001: 2 prompts then, 3 now (from test); its" in said
+    run = open_run(folder)
+    first, second = run.starts()
+    assert first["data"]["train"]["digest"] != second["data"]["train"]["digest"]
+    assert len(second["changed_data"]) == 2 and "changed_data" not in first
+    assert run.config["data"]["allow_changed"] is False
+    # From here on these are the run's data.
+    assert train_main([*go_on[:2], "--steps=3"]) == 0
+    assert "changed" not in capsys.readouterr().err
 
 
 def test_wrong_models(capsys, tmp_path, small_model, monkeypatch):

@@ -14,7 +14,7 @@ def test_a_run_without_its_last_evaluation_is_not_whole(tmp_path):
         return is_whole(tmp_path, 60)
 
     (tmp_path / "metrics.jsonl").write_text('{"step": 60}\n')
-    for name in ("config.yaml", "ds_config.json", "environment.json"):
+    for name in ("config.yaml", "ds_config.json"):
         (tmp_path / name).write_text("{}")
     assert not is_whole(tmp_path, 60)
     assert not evaluated(0, 20, 40)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 import shutil
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +17,9 @@ import torch
 from launching import LAUNCHER, ROOT, SMALL, comparable, ds_config, free_port, metrics, run, start, train
 from safetensors.torch import load_file
 
+from clipo_ds import distributed, parts, trainer
+from clipo_ds.cli import train_main
+from clipo_ds.config import load_config
 from clipo_ds.records import open_run
 
 CPU = "--ds_config=ds_configs/zero3_cpu.json"
@@ -49,7 +56,7 @@ def one_rank(tmp_path_factory):
 def test_run_folder_holds_what_the_design_says(one_rank):
     found = open_run(one_rank)
     assert [row["step"] for row in found.metrics()] == [1, 2, 3, 4]
-    assert {"config.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "rollouts", "checkpoints"} <= {
+    assert {"config.yaml", "ds_config.json", "environment.jsonl", "metrics.jsonl", "rollouts", "checkpoints"} <= {
         path.name for path in one_rank.iterdir()
     }
     table = pq.read_table(one_rank / "rollouts" / "step_000001.parquet")
@@ -108,7 +115,10 @@ def test_resumed_run_equals_the_uninterrupted_one(one_rank, tmp_path):
     shutil.copytree(one_rank, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000004")
     # No recipe: the run folder says what ran. Its own `run_dir` is that of the run it was copied from.
-    train(f"--run_dir={folder}", "--resume=auto")
+    said = train(f"--run_dir={folder}", "--resume=auto").stderr
+    (aside,) = (folder / "superseded").iterdir()
+    assert f"going on after step 2: 2 files of rollouts, 2 rows of metrics of later steps moved to {aside}\n" in said
+    assert [comparable(row) for row in metrics(aside)] == [comparable(row) for row in metrics(one_rank)[2:]]
     assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
     for left, right in zip(metrics(one_rank), metrics(folder), strict=True):
         assert_same(comparable(left), comparable(right), 1e-6)
@@ -130,6 +140,7 @@ def test_a_longer_course_is_followed_from_the_resumed_step_on_and_config_yaml_sa
     assert rates[1:] == pytest.approx([peak * left for left in (4 / 6, 2 / 6, 0, 2 / 10, 0)])
     assert (config["steps"], config["checkpoint"]["keep"], config["resume"]) == (6, 1, None)
     assert config["run_dir"] == str(folder)
+    assert [(start["step"], start["world_size"]) for start in open_run(folder).starts()] == [(0, 1), (4, 1)]
 
 
 def test_resume_with_another_contrastive_section_is_refused_before_anything_is_loaded(one_rank):
@@ -150,18 +161,96 @@ def test_a_new_run_of_the_task_starts_from_the_weights_of_a_checkpoint(one_rank,
     assert 0 < changed < 0.01  # one step away
 
 
-def test_sigterm_ends_after_the_step_with_a_whole_checkpoint(tmp_path):
-    folder = tmp_path / "run"
-    process = start("train.py", *SMALL, CPU, "--steps=10000", f"--run_dir={folder}")
+def wait_for(file: Path, process: subprocess.Popen[str], lines: int = 0) -> None:
     deadline = time.monotonic() + 300
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.2)
+    while not file.exists() or (lines and len(file.read_text().splitlines()) < lines):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.1)
+
+
+def test_a_run_has_its_folder_alone_and_gives_it_up_when_killed_or_stopped(tmp_path, capsys):
+    folder = tmp_path / "run"
+    settings = [*SMALL, f"--ds_config={ROOT}/ds_configs/zero3_cpu.json", f"--run_dir={folder}", "--steps=10000"]
+    process = start("train.py", *settings, "--checkpoint.every=3")
+    # While it loads its model, and when it has begun.
+    for file, lines, resume in (("lock.json", 1, []), ("metrics.jsonl", 4, ["--resume=auto"])):
+        wait_for(folder / file, process, lines)
+        assert train_main([*settings, *resume]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "`run_dir` must be a folder that no other run writes into" in line
+        assert f"process {process.pid} on " in line
+    assert [row["step"] for row in metrics(folder)][:4] == [1, 2, 3, 4]
+    process.kill()
+    process.communicate()
+    saved = max(open_run(folder).checkpoints())
+    (folder / "checkpoints" / ".step_999999.partial").mkdir()  # as if it was killed while it saved
+    killed, process = process.pid, start("train.py", "--resume=auto", f"--run_dir={folder}")
+    wait_for(folder / "superseded", process)  # the step that is whole is not yet saved again
+    wait_for(folder / "metrics.jsonl", process, saved + 1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err[-3000:]
+    assert f"run folder {folder} is taken over from process {killed} on " in err
     last = metrics(folder)[-1]["step"]
+    assert [row["step"] for row in metrics(folder)] == list(range(1, last + 1))
     assert f"stopped after step {last} of 10000" in err
     assert (folder / "checkpoints" / f"step_{last:06d}" / "checkpoint.json").exists()
+    assert not list((folder / "checkpoints").glob(".*"))
+    assert not (folder / "lock.json").exists()
+
+
+def test_a_start_that_fails_leaves_both_courses(one_rank, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(one_rank, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def no_sampler(*_: object) -> None:
+        raise ConnectionError("no sampler")
+
+    monkeypatch.setattr(parts, "_build_engine", no_sampler)
+    with pytest.raises(ConnectionError, match="no sampler"):
+        trainer.train(
+            load_config(
+                folder / "config.yaml", [f"--resume={folder}/checkpoints/step_000002", "--run_dir=" + str(folder)]
+            )
+        )
+    distributed.stop()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_that_has_no_room_is_not_begun(one_rank, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(one_rank, folder)
+    # The next one is taken to be as large as the last, and of this one nearly all is a hole.
+    with (folder / "checkpoints" / "step_000004" / "large").open("wb") as file:
+        file.truncate(2 * shutil.disk_usage(folder).free)
+    assert train_main(["--resume=auto", f"--run_dir={folder}", "--steps=5"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    size = r"[\d.]+ [kMGT]B"
+    assert re.fullmatch(
+        rf"error: '{folder}/checkpoints/step_000005' was not written for want of room: {size} free, and a checkpoint "
+        rf"takes about {size}; the checkpoint of step 4 is whole; make room, then go on with --resume auto --run_dir "
+        rf"{folder}", line,
+    ), line  # fmt: skip
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_ends_in_one_line(one_rank, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(one_rank, folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Stands for the disk: more than rollouts take, less than the optimiser's state.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        assert train_main(["--resume=auto", f"--run_dir={folder}", "--steps=5"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(
+        rf"error: '{folder}/checkpoints/\.step_000005\.partial/engine/\S+\.pt' could not be written: ", line
+    )
+    assert "the checkpoint of step 4 is whole; make room, then go on with --resume auto" in line
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
 
 
 def test_exported_model_and_evaluation_agree_with_plain_transformers(one_rank, tmp_path):
@@ -212,7 +301,6 @@ def test_lora_run_exports_an_adapter_and_the_same_merged_model(tmp_path):
 def test_two_launchers_on_one_host_make_one_run(tmp_path):
     """As on two nodes: one launcher a node, told its rank, without ssh."""
     import os
-    import subprocess
 
     folder, port = tmp_path / "run", free_port()
     hosts = tmp_path / "hostfile"
@@ -231,7 +319,8 @@ def test_two_launchers_on_one_host_make_one_run(tmp_path):
     ]  # fmt: skip
     outputs = [launcher.communicate(timeout=600)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
-    assert json.loads((folder / "environment.json").read_text())["world_size"] == 2
+    assert open_run(folder).environment["world_size"] == 2
+    assert not (folder / "lock.json").exists()
 
 
 @pytest.mark.slow

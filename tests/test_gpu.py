@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from launching import SMALL, comparable, metrics, train
 
 from clipo_ds.contrastive import LOSSES, SIMILARITIES, contrastive_loss
+from clipo_ds.records import open_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,7 @@ def test_contrastive_loss_and_gradient_are_those_of_the_cpu(loss: str, similarit
 @pytest.mark.parametrize("file", ["zero2", "zero3", "zero3_offload"])
 def test_the_demo_trains_on_one_gpu(file: str, policy: list[str], tmp_path: Path) -> None:
     train(*SMALL, f"--ds_config=ds_configs/{file}.json", "--steps=2", *policy, f"--run_dir={tmp_path}", ranks=1)
-    assert json.loads((tmp_path / "environment.json").read_text())["gpus"]
+    assert open_run(tmp_path).environment["gpus"]
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]  # above a limit of the parity probe it would have stopped
     assert (tmp_path / "checkpoints" / "step_000002" / "checkpoint.json").is_file()

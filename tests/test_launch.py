@@ -14,6 +14,7 @@ import psutil
 import pytest
 from launching import ROOT, SMALL
 
+from clipo_ds.folder_lock import FolderLock
 from clipo_ds.records import open_run
 from clipo_ds.viz.launch import LaunchedRun, RunStatus, attach, launch, run_environment
 
@@ -106,6 +107,13 @@ def test_run_that_vanished_is_not_said_to_run(tmp_path):
 def test_only_launched_runs_can_be_attached(tmp_path):
     with pytest.raises(ValueError, match="`run_dir` must be a run that `launch` started, got"):
         attach(tmp_path / "run")
+
+
+def test_a_run_that_another_kernel_is_starting_is_not_started_again(tmp_path):
+    (tmp_path / "run.launch").mkdir()
+    with FolderLock.take(tmp_path / "run.launch"), pytest.raises(ValueError, match=f"which process {os.getpid()} on "):
+        started(tmp_path / "run")
+    assert not (tmp_path / "run.launch" / "launch.json").exists()
 
 
 def test_missing_deepspeed_file_is_named(tmp_path):

@@ -46,6 +46,7 @@ LAYERS: dict[str, list[str]] = {
         "math_worker",
         "symbolic",
         "answers",
+        "data_digest",
         "data",
         "rationals",
         "mathwords",
@@ -70,8 +71,11 @@ LAYERS: dict[str, list[str]] = {
         "allocator",
         "cores",
         "shared_memory",
+        "disk",
         "record_tables",
         "records",
+        "folder_lock",
+        "superseded",
         "warm_start",
     ],
     "L2 engines": [
@@ -108,6 +112,7 @@ LAYERS: dict[str, list[str]] = {
         "update",
         "ahead",
         "resuming",
+        "run_folder",
         "parts",
         "periodic_evaluation",
         "trainer",
@@ -203,7 +208,7 @@ def test_only_the_engine_layer_knows_deepspeed_peft_and_vllm(module: str) -> Non
 def test_the_pictures_read_records_only() -> None:
     for module in PICTURES:
         tree = parse(module)
-        assert own_modules(tree) - set(PICTURES) <= {"network", "records", "steps", "types"}, module
+        assert own_modules(tree) - set(PICTURES) <= {"folder_lock", "network", "records", "steps", "types"}, module
         assert "torch" not in libraries(tree), module
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from launching import SMALL, metrics, run
 from ranks import on_ranks
 from small_policy import make_batch, make_policy, save_model
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
+from clipo_ds import distributed
 from clipo_ds.batching import equalise
+from clipo_ds.checkpoint import Progress, is_saved, save_checkpoint
 from clipo_ds.distributed import Ranks
+from clipo_ds.resuming import check_same_settings
+from clipo_ds.schema import DataConfig, TrainConfig
+from clipo_ds.types import InputError, NotSaved
 
 # r: both ranks have rows, p: none has, a and b: only the first or the second has; no scoring pass in between.
 COURSE = "prbabrppab"
@@ -27,6 +38,37 @@ def walk(ranks: Ranks, folder: str) -> None:
         policy.backward(idle if batch.is_padding else -scores.logprobs.sum() * 0.1, last=True)
         norms.append(policy.step())
     torch.save(norms, f"{folder}/norms_{ranks.rank}.pt")
+
+
+def disagree(ranks: Ranks, folder: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
+    policy = make_policy(folder, ranks, stage=3)
+
+    def save(step: int) -> None:
+        progress = Progress(step, prompts_drawn=4 * step)
+        save_checkpoint(Path(folder, "run"), progress, policy, tokenizer, None, ranks, keep=1, data={})
+
+    save(1)
+    # Rank 1 looks at a disk where nothing is, and hears what rank 0 sees.
+    assert is_saved(Path(folder, "run") if ranks.rank == 0 else Path("nowhere"), 1)
+    with pytest.raises(InputError, match="`seed` must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"):
+        own = TrainConfig(seed=ranks.rank, data=DataConfig(train=["a.jsonl"]))
+        check_same_settings(own, distributed.broadcast_object(own), ranks)
+    if ranks.rank == 1:  # a limit that stands for its disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        save(2)
+    except NotSaved as error:
+        (Path(folder) / f"said_by_{ranks.rank}").write_text(str(error))
+
+
+def test_ranks_decide_together_what_is_saved_and_that_it_cannot_be_where_one_has_no_room(tmp_path):
+    on_ranks(2, disagree, save_model(tmp_path))
+    first, second = ((tmp_path / f"said_by_{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert re.search(r"'\S+/zero_pp_rank_1_mp_rank_00_\w+_states.pt' could not be written: ", first)
+    assert "the checkpoint of step 1 is whole; make room, then go on with --resume auto" in first
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
 
 
 def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):

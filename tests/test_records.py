@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from clipo_ds.records import (
     embeddings,
     open_run,
 )
+from clipo_ds.superseded import move_aside
 from clipo_ds.types import InputError
 
 
@@ -102,8 +106,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match=r"`run` must be a run folder, which holds a config.yaml, got '"):
             open_run(path)
-        with pytest.raises(InputError, match="`run` must be a run folder"):
-            RunWriter.resume(path, 0)
 
 
 # -- metrics and evaluations -------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_partial_files_are_not_seen(tmp_path):
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
 
-def test_resuming_cuts_every_record_after_the_step(tmp_path):
+def test_resuming_moves_every_record_after_the_step_aside(tmp_path):
     writer = new_run(tmp_path)
     writer.write_evaluation(0, {"data": "a"})
     for step in (1, 2, 3):
@@ -336,16 +338,102 @@ def test_resuming_cuts_every_record_after_the_step(tmp_path):
     before = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 4, "a"')
-    resumed = RunWriter.resume(tmp_path, 2)
-    run = open_run(tmp_path)
+    moved = move_aside(tmp_path, 2)
+    assert str(moved) == "1 file of rollouts, 1 evaluation, 2 rows of metrics"
+    run, aside = open_run(tmp_path), open_run(moved.folder)
+    assert moved.folder.parent == tmp_path / "superseded"
     assert (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True) == before[:2]
     assert [row["step"] for row in run.evaluations()] == [0, 1, 2]
     assert run.rollout_steps() == [1, 2]
-    resumed.write_metrics(3, {"a": 0.3})
+    # Where it went it reads as a run, with the settings that it was made with.
+    assert (moved.folder / "metrics.jsonl").read_bytes() == before[2] + b'{"step": 4, "a"'
+    assert [row["step"] for row in aside.metrics() + aside.evaluations()] == [3, 3]
+    assert aside.rollouts()["step"].to_pylist() == [3] * 4
+    assert aside.config == run.config and aside.environment == run.environment
+    writer.write_metrics(3, {"a": 0.3})
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]
-    RunWriter.resume(tmp_path, 0)
+    assert move_aside(tmp_path, 3) is None
+    move_aside(tmp_path, 0)
     assert (run.metrics(), run.rollout_steps()) == ([], [])
     assert [row["step"] for row in run.evaluations()] == [0]
+    assert len(list((tmp_path / "superseded").iterdir())) == 2
+
+
+def test_a_kill_while_later_records_are_moved_aside_loses_none_of_them(tmp_path, monkeypatch):
+    """After every single rename a run goes on from its newest checkpoint, beside which all that belongs to it lies."""
+    rename = os.rename
+    for killed_after in range(12):
+        folder = tmp_path / str(killed_after)
+        writer = new_run(folder)
+        for step in range(1, 7):
+            writer.write_metrics(step, {"a": step})
+            writer.write_rollouts(step, rollout_columns(step))
+            writer.write_evaluation(step, {"data": "a"})
+            if step % 2 == 0:
+                (folder / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+                (folder / "checkpoints" / f"step_{step:06d}" / "checkpoint.json").touch()
+        calls = []
+
+        def dying(source, target, calls=calls, killed_after=killed_after):
+            if len(calls) == killed_after:
+                raise KeyboardInterrupt
+            calls.append(target)
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", dying)
+        monkeypatch.setattr(os, "replace", dying)
+        killed = False
+        try:
+            move_aside(folder, 2)
+        except KeyboardInterrupt:
+            killed = True
+        monkeypatch.undo()
+        assert killed == (killed_after < 8)  # two checkpoints, four steps of rollouts, two files of rows
+        run = open_run(folder)
+        newest = max(run.checkpoints())
+        move_aside(folder, newest)  # what --resume auto does
+        assert [row["step"] for row in run.metrics()] == list(range(1, newest + 1))
+        assert run.rollout_steps() == list(range(1, newest + 1))
+        found = [open_run(path) for path in (folder / "superseded").iterdir()] + [run]
+        assert {row["step"] for one in found for row in one.metrics()} == set(range(1, 7))
+        assert sorted(step for one in found for step in one.rollout_steps()) == list(range(1, 7))
+        assert sorted(step for one in found for step in one.checkpoints()) == [2, 4, 6]
+
+
+def test_every_start_is_on_record(tmp_path):
+    writer = new_run(tmp_path)
+    environment = {"python": "4.0", "world_size": 2}
+    writer.write_description(config_yaml="steps: 9\n", ds_config={}, environment=environment, step=7)
+    first, second = open_run(tmp_path).starts()
+    assert (first["step"], first["world_size"]) == (0, 1)
+    assert (second["step"], second["python"]) == (7, "4.0")
+    assert abs(datetime.fromisoformat(second["time"]).timestamp() - time.time()) < 100
+    assert open_run(tmp_path).environment == second
+
+
+def test_a_full_disk_leaves_whole_files_and_is_said_with_their_names(tmp_path):
+    """A limit on a file's size stands for the disk: both take what fits, and of a row say so by the number of bytes."""
+    code = (
+        "import resource, sys\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from clipo_ds.records import RunWriter\n"
+        "from test_records import rollout_columns\n"
+        "writer = RunWriter(Path(sys.argv[1]))\n"
+        "writer.write_metrics(1, {'a': 1})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))\n"
+        "for write in (\n"
+        "    lambda: writer.write_metrics(2, {'a': 'x' * 100}), lambda: writer.write_rollouts(2, rollout_columns(2))\n"
+        "):\n"
+        "    try: write()\n"
+        "    except OSError as error: print(error.filename, error.errno)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rollouts = tmp_path / "rollouts" / "step_000002.parquet"
+    assert said == [f"{tmp_path}/metrics.jsonl {errno.ENOSPC}", f"{rollouts} {errno.EFBIG}"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1}\n'
+    assert list((tmp_path / "rollouts").iterdir()) == []
 
 
 # -- reading while another process writes ------------------------------------------------------------------------------
@@ -355,6 +443,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from clipo_ds.records import RunWriter
+from clipo_ds.superseded import move_aside
 from test_records import new_run, rollout_columns
 path = Path(sys.argv[3])
 writer = new_run(path)
@@ -363,7 +452,7 @@ for step in range(1, 121):
     writer.write_metrics(step, {f"metric/{i}": float(step) for i in range(200)})
     writer.write_evaluation(step, {"data": "a", "accuracy": float(step)})
     if step == 60:
-        writer = RunWriter.resume(path, 40)
+        move_aside(path, 40)
 """
 
 

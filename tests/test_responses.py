@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipo_ds.records import RESPONSE_SCHEMA, RunWriter, open_run
+from clipo_ds.superseded import move_aside
 from clipo_ds.types import InputError
 
 
@@ -43,12 +44,13 @@ def test_responses_of_an_evaluation_are_kept_by_test_set_and_step(tmp_path):
         run.responses("org/sums:test 2", 2)
 
 
-def test_resuming_cuts_the_responses_after_the_step(tmp_path):
+def test_resuming_moves_the_responses_after_the_step_aside(tmp_path):
     writer = new_run(tmp_path)
     for step in (0, 1, 2):
         writer.write_responses(step, "sums", columns(step))
-    RunWriter.resume(tmp_path, 1)
+    moved = move_aside(tmp_path, 1)
     assert open_run(tmp_path).response_steps() == {"sums": [0, 1]}
+    assert open_run(moved.folder).response_steps() == {"sums": [2]}
 
 
 def test_an_evaluation_in_training_leaves_every_response_and_its_verdict(recorded_run):

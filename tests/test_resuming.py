@@ -14,7 +14,8 @@ from clipo_ds.checkpoint import check_resumable
 from clipo_ds.cli import train_main
 from clipo_ds.config import dump_config, load_config, split_train_arguments
 from clipo_ds.fields import known_fields
-from clipo_ds.resuming import MAY_CHANGE, check_settings, differences
+from clipo_ds.resuming import MAY_CHANGE, check_settings, differences, find_run_folder
+from clipo_ds.run_folder import RunFolder
 from clipo_ds.types import InputError
 
 CPU = f"--ds_config={ROOT}/ds_configs/zero3_cpu.json"
@@ -145,3 +146,24 @@ def test_differences_name_a_section_that_appears_once() -> None:
     config = load_config("demo")
     other = dataclasses.replace(config, contrastive=None, seed=1)
     assert [name for name, *_ in differences(config, other)] == ["seed", "contrastive"]
+
+
+def test_runs_without_a_folder_of_their_own_get_one_each(tmp_path, monkeypatch, ranks):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("demo", SMALL[1:])
+    found, _ = find_run_folder(config, "demo-20261128-081500")  # both start in that second
+    taken = [RunFolder.take(config, found, None, ranks) for _ in range(2)]
+    assert [str(folder.path) for folder in taken] == ["runs/demo-20261128-081500", "runs/demo-20261128-081500-2"]
+    for folder in taken:
+        folder.release()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_in_which_another_run_has_begun_since_it_was_found_is_not_taken(tmp_path, ranks):
+    config = load_config("demo", [*SMALL[1:], f"--run_dir={tmp_path}/run", "--resume=auto"])
+    found = find_run_folder(config, "any")
+    assert found == (tmp_path / "run", None)
+    begun(tmp_path / "run")
+    with pytest.raises(InputError, match="into which one has written since this start; start again"):
+        RunFolder.take(config, *found, ranks)
+    assert not (tmp_path / "run" / "lock.json").exists()

@@ -112,7 +112,9 @@ def test_the_run_is_the_one_named_or_the_newest(tmp_path, monkeypatch):
         chosen_run(tmp_path)
     old, new = write_run(tmp_path / "z", steps=1), write_run(tmp_path / "comparison" / "a", steps=1)
     os.utime(old / "config.yaml", (1, 1))
+    write_run(old / "superseded" / "step_000000-20261128-081500", steps=1)  # moved aside by --resume
     assert find_runs(tmp_path) == [old, new]
+    assert find_runs(old) == []
     assert chosen_run(tmp_path) == new
     monkeypatch.setenv("CLIPO_DS_RUN", str(old))
     assert chosen_run(tmp_path) == old

@@ -26,6 +26,9 @@ class DataConfig:
     """Prompts longer than this, in tokens, are dropped and counted."""
     max_rows: int | None = None
     """Read at most this many rows of each training file; null reads all."""
+    allow_changed: bool = False
+    """Let a resumed run go on with training data whose rows, order or truths are others than those of the run so far,
+    which is refused otherwise. It holds for the start that it is given to; config.yaml says false again."""
 
     def __post_init__(self) -> None:
         require(self.max_prompt_tokens >= 1, "data.max_prompt_tokens", "at least 1", self.max_prompt_tokens)

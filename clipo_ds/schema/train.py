@@ -56,7 +56,9 @@ class TrainConfig:
     """Run folder; null makes a fresh one under runs/."""
     resume: str | None = None
     """`auto` continues from the newest whole checkpoint of the run folder, a path from that checkpoint; null starts
-    anew. Settings are those of the folder's config.yaml, and few of them may be given anew (README)."""
+    anew. What the folder holds of later steps (checkpoints, metrics, rollouts, evaluations) is moved aside into its
+    superseded/, and never deleted. Settings are those of the folder's config.yaml, and few of them may be given anew
+    (README)."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", "at least 1", self.steps)

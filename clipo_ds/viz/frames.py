@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
-from clipo_ds.records import Run, embeddings, open_run
+from clipo_ds.records import SUPERSEDED, Run, embeddings, open_run
 from clipo_ds.types import InputError
 
 CELLS = (
@@ -222,9 +222,13 @@ def chosen_run(folder: str | Path = "../runs") -> Path:
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """The run folders in a folder, also one level deeper (a comparison's), oldest first."""
+    """The run folders in a folder, also one level deeper (a comparison's), oldest first.
+
+    What a resumed run has moved aside into its superseded/ is no run of its own.
+    """
     configs = [*Path(folder).glob("*/config.yaml"), *Path(folder).glob("*/*/config.yaml")]
-    return [file.parent for file in sorted(configs, key=lambda file: (file.stat().st_mtime, file))]
+    runs = [file for file in configs if SUPERSEDED not in file.relative_to(folder).parts]
+    return [file.parent for file in sorted(runs, key=lambda file: (file.stat().st_mtime, file))]
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,13 @@ from typing import Any
 
 import psutil
 
+from clipo_ds.folder_lock import FolderLock, fresh_folder
 from clipo_ds.network import free_port
 from clipo_ds.records import Run, open_run
 from clipo_ds.viz.tail import last_lines, last_row
 
 ROOT = Path(__file__).resolve().parents[2]
+BESIDE = ".launch"
 STOPPED = 130  # exit code of a run that a signal ended after a whole step (clipo_ds.cli)
 # The launcher's own words after a rank has failed; what the rank said stands before them.
 LAUNCHER_LINE = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:,]+\]")
@@ -212,28 +214,38 @@ def launch(
             are taken from the checkout.
 
     Raises:
-        ValueError: A run that was launched into `run_dir` is still going on.
+        ValueError: A run that was launched into `run_dir` is still going on, or is being launched elsewhere.
         FileNotFoundError: The launcher, the script or the DeepSpeed file is not there.
     """
-    if run_dir is None:
-        run_dir = ROOT / "runs" / f"{Path(recipe or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = Path(run_dir).resolve()
-    beside = _launch_dir(path)
-    if was_launched(path) and not (status := attach(path).status()).is_over:
-        raise ValueError(f"`run_dir` must not hold a run that is going on, got '{path}', which is {status}")
     given = Path(ds_config)
     config_file = given.resolve() if given.suffix else ROOT / "ds_configs" / f"{ds_config}.json"
     script, launcher = ROOT / "scripts" / "train.py", Path(sys.executable).with_name("deepspeed")
     for file, what in ((launcher, "the launcher"), (script, "the training script"), (config_file, "`ds_config`")):
         if not file.is_file():
             raise FileNotFoundError(f"{what} must be at '{file}', but there is no such file")
+    if run_dir is None:
+        name = f"{Path(recipe or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        beside = fresh_folder(ROOT / "runs", name, BESIDE)
+        path = beside.with_name(beside.name.removesuffix(BESIDE))
+    else:
+        path = Path(run_dir).resolve()
+        beside = _launch_dir(path)
+        beside.mkdir(parents=True, exist_ok=True)
     command = [
         str(launcher), "--num_accelerators", str(num_accelerators), "--master_port", str(free_port()),
         str(script), f"--ds_config={config_file}", f"--run_dir={path}",
         *([f"--recipe={_recipe(recipe)}"] if recipe is not None else []),
         *(f"--{key}={_flag(value)}" for key, value in (settings or {}).items()),
     ]  # fmt: skip
-    beside.mkdir(parents=True, exist_ok=True)
+    with FolderLock.take(beside):  # another kernel may start the same run at this moment
+        if was_launched(path) and not (status := attach(path).status()).is_over:
+            raise ValueError(f"`run_dir` must not hold a run that is going on, got '{path}', which is {status}")
+        _start(beside, command, accelerator)
+    return attach(path)
+
+
+def _start(beside: Path, command: list[str], accelerator: str | None) -> None:
+    """Start the launcher, and leave in the folder beside the run how to find it."""
     for old in ("exit_code", "stop_requested"):
         (beside / old).unlink(missing_ok=True)
     with (beside / "output.log").open("wb") as log:
@@ -251,7 +263,6 @@ def launch(
         "command": command,
     }
     (beside / "launch.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return attach(path)
 
 
 def attach(run_dir: str | Path) -> LaunchedRun:
@@ -279,7 +290,7 @@ def was_launched(run_dir: str | Path) -> bool:
 
 
 def _launch_dir(path: Path) -> Path:
-    return path.with_name(f"{path.name}.launch")
+    return path.with_name(f"{path.name}{BESIDE}")
 
 
 def run_environment(accelerator: str | None) -> dict[str, str]:
