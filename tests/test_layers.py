@@ -98,6 +98,7 @@ LAYERS: dict[str, list[str]] = {
         "ahead",
         "resuming",
         "parts",
+        "rescue",
         "periodic_evaluation",
         "trainer",
         "standalone",
