@@ -16,10 +16,11 @@ from clipo_ds import distributed
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, micro_batches
 from clipo_ds.generation import ScoringEngine
+from clipo_ds.metrics import percentile_999
 from clipo_ds.policy import Policy
 from clipo_ds.schema import TrainConfig
 from clipo_ds.threads import run_beside
-from clipo_ds.types import Group, SamplerLost
+from clipo_ds.types import Group
 
 
 class Ahead:
@@ -67,29 +68,29 @@ def gap_after_sync(
     pad_token_id: int,
 ) -> dict[str, float]:
     """|trainer - server| log-probability, nats, over the longest rollout of each rank, both with the newest weights:
-    the largest of any token as `mismatch/after_sync`, the largest mean of any server as `mismatch/after_sync_mean`.
+    the largest of any token as `mismatch/after_sync`, the 99.9th percentile of all as `mismatch/after_sync_p999`, the
+    largest mean of any server as `mismatch/after_sync_mean`.
 
     The rollouts that are trained on are a step old, so their own log-probabilities cannot show that an update arrived.
     Called by all ranks, while nothing is being sampled.
 
     Raises:
-        SamplerLost: On all ranks, as the engine raised it on one of them.
+        SamplerLost: And whatever else the engine raises, on all ranks.
     """
     lengths = [len(rollout.token_ids) for _, rollout in experience.flat]
     rows = [lengths.index(max(lengths))] if max(lengths, default=0) > 1 else []
     (batch,) = micro_batches(config, policy, ranks, experience.flat, rows, pad_token_id)
     logprobs = policy.score(batch).logprobs.float().cpu()
-    largest, mean, lost = 0.0, 0.0, None
-    try:
+    gaps = [torch.zeros(0)]
+    with distributed.together():
         for row in rows:
             for scores in engine.score(*experience.flat[row]).values():
                 # NaN would be lost in a maximum, here or over ranks.
-                gaps = (logprobs[0, : len(scores)] - torch.tensor(scores)).abs().nan_to_num(nan=torch.inf)
-                largest, mean = max(largest, float(gaps.max())), max(mean, float(gaps.mean()))
-    except SamplerLost as error:
-        lost = error
-    distributed.raise_everywhere(lost)
+                gaps.append((logprobs[0, : len(scores)] - torch.tensor(scores)).abs().nan_to_num(nan=torch.inf))
+    largest = max((float(gap.max()) for gap in gaps[1:]), default=0.0)
+    mean = max((float(gap.mean()) for gap in gaps[1:]), default=0.0)
     return {
         "mismatch/after_sync": distributed.max_over_ranks(largest, ranks.device),
         "mismatch/after_sync_mean": distributed.max_over_ranks(mean, ranks.device),
+        "mismatch/after_sync_p999": percentile_999(torch.cat(gaps), ranks),
     }

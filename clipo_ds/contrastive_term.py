@@ -13,7 +13,9 @@ rewards, the shuffled placebo and the differentiable embedding path are options 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -132,6 +134,21 @@ class ContrastiveTerm:
             raise FloatingPointError(f"the contrastive head's gradient norm is {norm}")
         self.optimizer.step()
         return norm
+
+    def state(self) -> dict[str, Any]:
+        """A copy of head and optimiser, for `restore`."""
+        optimizer = None if self.optimizer is None else self.optimizer.state_dict()
+        return copy.deepcopy({"head": self.head.state_dict(), "optimizer": optimizer})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Bring head and optimiser back to what `state` gave."""
+        self.head.load_state_dict(state["head"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def is_finite(self) -> bool:
+        """Whether all weights of the head are finite."""
+        return all(bool(parameter.detach().isfinite().all()) for parameter in self.head.parameters())
 
     def similarities(self, vectors: Tensor, correct: Tensor, group: Tensor) -> tuple[float, float]:
         """Mean cosine of right-right and of right-wrong pairs within groups, over all ranks; NaN where there are

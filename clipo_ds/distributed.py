@@ -1,13 +1,15 @@
 """Facts about the ranks, and the few collectives that a training step needs.
 
 Every function is called by all ranks in the same order. Imports torch, DeepSpeed's communication, `allocator`,
-`cores` and `network` only.
+`cores`, `network` and `types` only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from clipo_ds import allocator
 from clipo_ds.cores import share_cores
 from clipo_ds.network import free_port
+from clipo_ds.types import InputError
 
 T = TypeVar("T")
 
@@ -47,7 +50,11 @@ class Ranks:
 
 
 def start() -> Ranks:
-    """Join the process group that the launcher describes; without a launcher, be a group of one."""
+    """Join the process group that the launcher describes; without a launcher, be a group of one.
+
+    Raises:
+        InputError: The ranks cannot meet at the address and port that the launcher was given.
+    """
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
@@ -57,7 +64,10 @@ def start() -> Ranks:
         # On the CPU DeepSpeed would compile a shared-memory kernel first: a minute on a laptop, an error without a
         # compiler, a race between runs that start together. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+        except dist.DistNetworkError as error:
+            raise _no_meeting(error) from error
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = own_device(local_rank)
     if device.type == "cpu":
@@ -72,6 +82,20 @@ def own_device(local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     accelerator.set_device(local_rank)
     return torch.device(accelerator.device_name(local_rank))
+
+
+def _no_meeting(error: Exception) -> InputError:
+    """Why the ranks could not meet, in the launcher's own flags."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in str(error):
+        return InputError(
+            f"`--master_port` must be a free port of {address}, got {port}, which another program (or run) holds: "
+            "deepspeed --master_port PORT scripts/… takes any free one"
+        )
+    return InputError(
+        "`--master_addr` and `--master_port` must be where rank 0 of this run can be reached, got "
+        f"{address} and {port} ({' '.join(str(error).split())})"
+    )
 
 
 def stop() -> None:
@@ -170,8 +194,34 @@ def from_main(work: Callable[[], T]) -> T:
 def raise_everywhere(error: Exception | None) -> None:
     """Raise on every rank when any rank has an error, so that no rank waits for one that has left.
 
-    Each rank raises its own error where it has one, and that of the first failing rank otherwise.
+    Each rank raises its own error where it has one, and that of the first failing rank otherwise; `is_everywhere` then
+    knows it.
     """
-    for first in (error, *all_objects(error)):
+    for first in (error, *all_objects(_that_travels(error))):
         if first is not None:
+            first.raised_everywhere = True  # type: ignore[attr-defined]
             raise first
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block whose errors on any rank are raised on every rank, behind it. No rank may wait for another inside."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # whatever it is, the others would wait for this rank
+        failure = error
+    raise_everywhere(failure)
+
+
+def is_everywhere(error: Exception) -> bool:
+    """Whether all ranks have raised an error, because `raise_everywhere` did or because there is one rank alone."""
+    return dist.get_world_size() == 1 or getattr(error, "raised_everywhere", False)
+
+
+def _that_travels(error: Exception | None) -> Exception | None:
+    """The error, or what it says where another process could not make it anew."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # of the error's own class, which may be anybody's
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -28,7 +28,7 @@ from clipo_ds.generation import RolloutEngine
 from clipo_ds.policy import Policy, Scores
 from clipo_ds.rewards import Judge, Judgement
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import Batch, Group, InputError, Prompt, Rollout, SamplerLost, VerifierLost
+from clipo_ds.types import Batch, Group, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def sample_groups(
         ready: The first round, where it was sampled a step ahead.
 
     Raises:
-        SamplerLost, VerifierLost: On all ranks, as engine or judge raised it on one of them.
+        Exception: On all ranks, what engine, verifier or reward function raised on one of them.
     """
     share = ranks.share(len(prompts))
     kept: list[JudgedGroup] = []
@@ -126,8 +126,7 @@ def sample_groups(
     verify_seconds = 0.0
     while True:
         own = [prompts[i] for i in ranks.share(len(prompts))]
-        failure: Exception | None = None
-        try:
+        with distributed.together():  # broken weights, a user's reward function, a verifier without memory, …
             if rounds == 0 and ready is not None:
                 groups = ready
             else:
@@ -135,9 +134,6 @@ def sample_groups(
             began = time.perf_counter()
             judged = judge.judge(groups)
             verify_seconds += time.perf_counter() - began
-        except (FloatingPointError, InputError, SamplerLost, VerifierLost) as error:  # broken weights, …
-            failure = error
-        distributed.raise_everywhere(failure)
         rounds += 1
         for group, judgements in zip(groups, judged, strict=True):
             informative = 0 < sum(j.correct for j in judgements) < len(judgements)

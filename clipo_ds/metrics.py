@@ -59,10 +59,13 @@ METRICS = {
     "policy/kl_reference": "KL from the frozen reference, nats a token (with objective.kl_coefficient)",
     "policy/learning_rate": "learning rate of the next update",
     "mismatch/mean_abs": "mean |trainer - sampler| log-probability of the sampled tokens",
+    "mismatch/p999_abs": "99.9th percentile of the same over all tokens of all ranks; of fewer than 2,000 tokens the "
+    "second largest",
     "mismatch/max_abs": "largest |trainer - sampler| log-probability of the sampled tokens",
     "mismatch/kl": "KL(sampler || trainer), k3 on the sampler's samples, nats a token",
     "mismatch/after_sync": "as max_abs, one rollout a rank scored anew after every sync (async_steps)",
     "mismatch/after_sync_mean": "as mean_abs, of the server whose mean is largest, likewise",
+    "mismatch/after_sync_p999": "as p999_abs, over the tokens of all ranks and servers, likewise",
     "rollout/staleness": "steps between the weights that sampled and those trained (with rollout.async_steps)",
     "contrastive/loss": "mean contrastive loss over valid anchors, before the head's update",
     "contrastive/valid_anchors": "valid anchors in the global batch",
@@ -197,15 +200,35 @@ def _process(judgements: Sequence[Judgement]) -> tuple[Tensor, Tensor]:
 
 
 def mismatch_metrics(experience: Experience, ranks: Ranks) -> dict[str, float]:
-    """How far the sampler's log-probabilities of the sampled tokens are from the trainer's."""
+    """How far the sampler's log-probabilities of the sampled tokens are from the trainer's.
+
+    Where a difference is no number, the largest is infinite.
+    """
     means = Means()
-    difference = (experience.old_logprobs - experience.rollout_logprobs)[experience.mask]
-    means.add("mismatch/mean_abs", difference.abs())
+    difference = (experience.old_logprobs - experience.rollout_logprobs)[experience.mask].abs()
+    means.add("mismatch/mean_abs", difference)
     means.add("mismatch/kl", kl_estimate(experience.rollout_logprobs, experience.old_logprobs, "k3"), experience.mask)
     reduced = means.reduce(ranks)
-    largest = float(difference.abs().max()) if difference.numel() else 0.0
+    difference = difference.nan_to_num(nan=math.inf)  # which a maximum over ranks would lose
+    reduced["mismatch/p999_abs"] = percentile_999(difference, ranks)
+    largest = float(difference.max()) if difference.numel() else 0.0
     reduced["mismatch/max_abs"] = distributed.max_over_ranks(largest, ranks.device)
     return reduced
+
+
+def percentile_999(values: Tensor, ranks: Ranks) -> float:
+    """The 99.9th percentile of the Float[M_r] of all ranks together, whatever M_r is on each; 0 where there are none.
+
+    Exact, by nearest rank: of M values the (M // 1000 + 1)-th largest, but never the largest of several, since one
+    token is to decide nothing. It is among the largest of each rank, so that these alone are brought together.
+    """
+    total = int(distributed.sum_over_ranks({"count": values.numel()}, ranks.device)["count"])
+    if total == 0:
+        return 0.0
+    place = min(max(2, total // 1000 + 1), total)
+    own = values.float().topk(min(place, values.numel())).values
+    everyone, _ = distributed.gather_rows(own.to(ranks.device))
+    return float(everyone.topk(place).values[-1])
 
 
 def contrastive_metrics(

@@ -97,6 +97,7 @@ class Parts:
     progress: Progress
     ahead: Ahead | None  # with rollout.async_steps
     stop_requested: bool = False
+    is_between_steps: bool = True  # False: the weights are those of a step that failed in the middle of its update
 
     def draw(self) -> list[Prompt]:
         """The next `rollout.prompts_per_step` prompts of the global batch, the same on every rank."""

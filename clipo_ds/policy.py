@@ -106,6 +106,7 @@ class Policy:
     ) -> None:
         self.engine = engine
         self.model = model
+        self.updates_begun = 0  # optimiser steps that may have changed a weight, also those that did not come to an end
         self._reference = reference
 
     @property
@@ -201,10 +202,18 @@ class Policy:
             if not math.isfinite(norm):
                 self.engine.zero_grad()
                 raise FloatingPointError(f"the gradient's norm is {norm}")
+        self.updates_begun += 1
         self.engine.step()
         if not self.engine.was_step_applied():
+            self.updates_begun -= 1
             raise FloatingPointError("the gradient is not finite")
         return norm if norm is not None else float(self.engine.get_global_grad_norm())
+
+    def is_finite(self) -> bool:
+        """Whether the weights that this rank holds, under ZeRO-3 its part of them, are all finite."""
+        held = [weights.detach() for weights in self.model.parameters()]
+        held += [weights.ds_tensor for weights in self.model.parameters() if hasattr(weights, "ds_tensor")]
+        return all(bool(weights.isfinite().all()) for weights in held)
 
     def renew_learning_rate(self) -> None:
         """Take the next step's learning rate from the schedule: a checkpoint of a shorter run holds another one."""

@@ -10,7 +10,7 @@ A user reward function is a plain Python function, called once for all responses
 
 It may take any of ``prompts``, ``responses``, ``ground_truths``, ``sources`` (lists of str), ``extracted`` (of str or
 None), ``correct``, ``truncated`` (of bool), ``num_tokens`` (of int), and every other column of the data by its name, as
-a list; what it does not name it is not given, unless it takes ``**kwargs``. It returns one finite number for each
+a list; what it does not name it is not given, unless it takes ``**kwargs``. It returns a list with one number for each
 response. The recipe names it by its import path, and its value times its weight is added to the reward; what it raises
 ends the run with one line that names it:
 
@@ -26,6 +26,7 @@ import importlib.util
 import inspect
 import math
 import os
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from types import ModuleType
 from typing import Any
 
 from clipo_ds.answers import AnswerVerifier, Status
-from clipo_ds.schema import RewardConfig, RewardFunction
+from clipo_ds.schema import LARGEST_REWARD, RewardConfig, RewardFunction
 from clipo_ds.steps import check_steps
 from clipo_ds.types import Group, InputError, Prompt, Rollout
 
@@ -45,6 +46,7 @@ TAKEN_NAMES = ("mean", "total", OVERLONG)
 """What `reward/…` means already in the records."""
 
 _FIELD = "reward.functions"
+_RANGE = f"between -{LARGEST_REWARD:g} and {LARGEST_REWARD:g}"
 _ANYTHING = (Exception, SystemExit)  # that a user's code may raise
 
 
@@ -90,15 +92,20 @@ class LoadedFunction:
 
     Raises (from the constructor):
         InputError: the path has not the form `module:function` or `file.py:function`, cannot be imported, or names
-            nothing that can be called with named arguments.
+            nothing that can be called with named arguments and gives a list: an async function, a generator.
     """
 
     def __init__(self, given: RewardFunction) -> None:
-        if not math.isfinite(given.weight):
-            raise InputError(f"`{_FIELD}` must have finite weights, got {given.weight!r} for '{given.function}'")
+        if not abs(given.weight) <= LARGEST_REWARD:
+            raise InputError(
+                f"`{_FIELD}` must have finite weights {_RANGE}, got {given.weight!r} for '{given.function}'"
+            )
         self.path = given.function
         self.weight = given.weight
         self._call = _import_function(given.function)
+        kind = _gives_no_list(self._call)
+        if kind is not None:
+            raise InputError(f"`{_FIELD}` must name plain functions that return a list, got {self.path!r}, {kind}")
         try:
             parameters = inspect.signature(self._call).parameters.values()
         except ValueError as error:  # some functions written in C have none
@@ -111,7 +118,7 @@ class LoadedFunction:
         self._required = [p.name for p in named if p.default is p.empty]
 
     def __call__(self, columns: dict[str, list[Any]]) -> list[float]:
-        """One finite number for each response; raises InputError for anything else."""
+        """One number for each response, at most LARGEST_REWARD in size; raises InputError for anything else."""
         missing = [name for name in self._required if name not in columns]
         if missing:
             raise InputError(
@@ -144,21 +151,54 @@ class LoadedFunction:
                 )
 
     def _checked(self, returned: Any, num_responses: int) -> list[float]:
-        rule = f"`{_FIELD}` '{self.path}' must return one finite number for each of the {num_responses} responses"
-        if not hasattr(returned, "__len__") or isinstance(returned, str | bytes | dict):
+        rule = f"`{_FIELD}` '{self.path}' must return one number {_RANGE} for each of the {num_responses} responses"
+        if not hasattr(returned, "__len__") or isinstance(returned, str | bytes | dict | set | frozenset):
             raise InputError(f"{rule}, got {type(returned).__name__}")
-        if len(returned) != num_responses:
-            raise InputError(f"{rule}, got {len(returned)} values")
-        values = []
-        for position, value in enumerate(returned):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise InputError(f"{rule}, got {value!r} for response {position}")
-            values.append(number)
-        return values
+        try:
+            values = list(returned)
+        except _ANYTHING as error:  # an array without dimensions has a length only by name
+            raise InputError(f"{rule}, got {type(returned).__name__} ({_said(error)})") from error
+        if len(values) != num_responses:
+            raise InputError(f"{rule}, got {len(values)} values")
+        numbers = [_as_float(value) for value in values]
+        for position, (value, number) in enumerate(zip(values, numbers, strict=True)):
+            if not abs(number) <= LARGEST_REWARD:
+                raise InputError(f"{rule}, got {_shown(value)} for response {position}")
+            if abs(number * self.weight) > LARGEST_REWARD:
+                raise InputError(
+                    f"{rule}, also after its weight of {self.weight:g}, got {_shown(value)} for response {position}"
+                )
+        return numbers
+
+
+def _as_float(value: Any) -> float:
+    """The number that a user's function gave; infinite where a whole number is too large, NaN where it is none."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except _ANYTHING:  # of the value's own class
+        return math.nan
+
+
+def _gives_no_list(function: Callable[..., Any]) -> str | None:
+    """What can be seen of a callable before any call: that it will not return a list of numbers, and why."""
+    if inspect.isclass(function):
+        return None if hasattr(function, "__len__") else "a class, whose objects are no lists"
+    for called in (function, type(function).__call__):  # the function itself, or what an object does when called
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            return "an async one (let a plain function call asyncio.run)"
+        if inspect.isgeneratorfunction(called):
+            return "a generator (let it return a list instead of yielding)"
+    return None
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words, whatever its class makes of it."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except _ANYTHING:  # also of a whole number with more digits than Python prints
+        return f"a value of type {type(value).__name__} that cannot be shown"
 
 
 def _said(error: BaseException) -> str:
@@ -271,7 +311,7 @@ class Judge:
                 not have their columns.
 
         Raises:
-            InputError: a reward function raised, or returned something else than one finite number for each response.
+            InputError: a reward function raised, or returned something else than one number for each response.
             VerifierLost: as `AnswerVerifier.verify_many`.
         """
         flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]

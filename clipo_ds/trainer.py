@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +24,7 @@ from torch import Tensor
 from clipo_ds import distributed
 from clipo_ds.advantages import group_advantages, zero_variance_groups
 from clipo_ds.ahead import gap_after_sync
-from clipo_ds.checkpoint import Progress, full_disk_in_words, is_saved, newest_checkpoint, save_checkpoint
+from clipo_ds.checkpoint import Progress, full_disk_in_words
 from clipo_ds.contrastive_term import ContrastiveOutcome
 from clipo_ds.distributed import Ranks
 from clipo_ds.experience import Experience, SampledGroups, sample_groups, sample_round, score_groups
@@ -41,14 +38,13 @@ from clipo_ds.metrics import (
 from clipo_ds.parity import check_after_sync, check_parity
 from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.periodic_evaluation import evaluate_if_due
+from clipo_ds.rescue import attempt, how_to_go_on, mark, save, stop, stop_after_step, take_back
 from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
-from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
+from clipo_ds.types import MismatchError, Prompt, RunStopped
 from clipo_ds.unverified import unverified_in_words
 from clipo_ds.update import Targets, update_policy
 from clipo_ds.weight_sync import sync_weights
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class StepRecord:
     step: int  # 1 for the first
     metrics: dict[str, float]  # of all ranks
     rollouts: dict[str, Any]  # columns of the run folder's parquet, this rank's rollouts
-    sampler_lost: SamplerLost | None = None  # after the update: the step is whole, but it is the last one
+    stopped_by: Exception | None = None  # on all ranks, after the update: the step is whole, but it is the last one
 
 
 class Stopwatch:
@@ -79,23 +75,26 @@ def train(config: TrainConfig) -> Path:
     """Train as the configuration says; called by all ranks. Returns the run folder.
 
     Raises:
-        InputError: Something the user gave is wrong; found before any weight is loaded, and nothing is written.
+        InputError: Something the user gave is wrong. Found before any weight is loaded, and nothing is written; but for
+            a reward function that fails in a step.
         RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
-        FloatingPointError: A gradient was not finite; no weight was changed by it.
-        MismatchError: The sampler is another model than the trainer; nothing was learnt from its rollouts.
+        FloatingPointError: Logits, embeddings or a gradient were not finite; no weight was changed by it.
+        MismatchError: The sampler is another model than the trainer; nothing was learnt from what it sampled since.
         NotSaved: The disk does not take what the run writes; the message says what is whole.
-        SamplerLost: The sampler cannot go on; the message names the checkpoint of the last whole step.
+        SamplerLost, VerifierLost: The sampler, or the verifier, cannot go on.
+
+    Whatever ends the run after its first step names the checkpoint to go on from (`clipo_ds.rescue`).
     """
     ranks = distributed.start()
     plan = preflight(config, ranks)
     parts = build_parts(plan, ranks)
     try:
-        with parts.display, _stop_after_step(parts), full_disk_in_words(parts.run_dir):
+        with parts.display, stop_after_step(parts), full_disk_in_words(parts.run_dir):
             finished = run_loop(parts)
     finally:
         close_parts(parts)
     if not finished:
-        raise RunStopped(_how_to_go_on(parts))
+        raise RunStopped(how_to_go_on(parts))
     return parts.run_dir
 
 
@@ -103,39 +102,34 @@ def run_loop(parts: Parts) -> bool:
     """Train from where `parts.progress` stands to the last step; False when a stop was requested before the end.
 
     Raises:
-        SamplerLost: As `train`.
+        Exception: As `train`.
     """
     try:
         return _steps(parts)
-    except SamplerLost as error:
-        if parts.progress.step == 0:
-            raise SamplerLost(f"{error}; no step was finished") from error
-        if not is_saved(parts.run_dir, parts.progress.step):
-            _save(parts)
-        raise SamplerLost(f"{error}; {_how_to_go_on(parts)}") from error
+    except Exception as error:  # whatever it is: a step that is whole is not lost to it
+        stop(parts, error)
 
 
 def _steps(parts: Parts) -> bool:
     config = parts.config
     evaluate_if_due(parts, parts.progress.step)  # an earlier start may have been cut off before it came to this
     while parts.progress.step < config.steps:
-        step, before = parts.progress.step + 1, parts.progress
+        step, before = parts.progress.step + 1, mark(parts)
         try:
             record = train_step(parts, parts.draw(), step)
-        except SamplerLost:  # while it sampled: nothing has been learnt from the prompts drawn
-            parts.progress = before
+        except Exception:
+            take_back(parts, before)
             raise
         parts.progress = Progress(step, parts.progress.prompts_drawn)
-        parts.display.step(step, record.metrics, record.rollouts)
-        if record.sampler_lost is not None:
-            raise record.sampler_lost
+        if record.stopped_by is not None:
+            raise record.stopped_by
         last = step == config.steps
         evaluate_if_due(parts, step)
         # One rank's signal stops all of them, after the same step.
         stopping = bool(distributed.max_over_ranks(parts.stop_requested, parts.ranks.device))
         every = config.checkpoint.every
         if last or stopping or (every is not None and step % every == 0):
-            _save(parts)
+            save(parts)
         if stopping and not last:
             return False
     return True
@@ -145,11 +139,11 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
     """One step on the given prompts of the global batch; called by all ranks with the same prompts.
 
     Raises:
-        FloatingPointError: A gradient was not finite. The weights are those before the bad update, the rollouts of the
-            step are in the run folder.
+        FloatingPointError: Something was not finite. The weights are those before the bad update, and where the step
+            came to be scored, its rollouts are in the run folder.
         MismatchError: The sampler is another model than the trainer. No weight was changed, the rollouts of the step
             are in the run folder.
-        SamplerLost: The sampler was lost before anything was learnt in this step.
+        Exception: Before anything was learnt in this step. What goes wrong afterwards is in the record.
     """
     config, ranks = parts.config, parts.ranks
     watch = Stopwatch()
@@ -161,22 +155,15 @@ def train_step(parts: Parts, prompts: Sequence[Prompt], step: int) -> StepRecord
                 with_reference=config.objective.kl_coefficient > 0, trains=not _policy_is_frozen(config, step),
             )  # fmt: skip
         metrics, columns = _learn(parts, sampled, experience, step, watch)
-        sampler_lost = _hand_over(parts, experience, step, metrics, watch)
+        failures = [attempt(lambda: _hand_over(parts, experience, step, metrics, watch))]
         with watch.phase("record"):
-            _write_rollouts(parts, columns, step)
-    try:
-        check_after_sync(config, metrics, tied_head=parts.policy.has_tied_head)
-    except MismatchError as error:
-        raise MismatchError(f"step {step}, after its update: {error}; {_what_is_left(parts)}") from error
+            failures.append(attempt(lambda: _write_rollouts(parts, columns, step)))
+    failures.append(attempt(lambda: _check_after_sync(parts, metrics, step)))
     metrics |= _speed(experience, sampled, watch, ranks)
     if parts.ahead is not None:
         metrics["rollout/staleness"] = float(sampled.staleness)
-    record = StepRecord(step, metrics, columns, sampler_lost)
-    if parts.writer is not None:
-        parts.writer.write_metrics(step, metrics)
-    parts.trackers.log(metrics, step)
-    parts.display.warn(warnings_in_words(config, metrics), step)
-    return record
+    failures.append(attempt(lambda: _tell(parts, metrics, columns, step)))
+    return StepRecord(step, metrics, columns, next((error for error in failures if error is not None), None))
 
 
 def _sample(parts: Parts, prompts: Sequence[Prompt], step: int, watch: Stopwatch) -> SampledGroups:
@@ -191,7 +178,8 @@ def _sample(parts: Parts, prompts: Sequence[Prompt], step: int, watch: Stopwatch
     watch.seconds["time/generate"] -= sampled.verify_seconds
     if parts.ahead is not None and step < parts.config.steps:
         _sample_ahead(parts, step + 1)
-    parts.engine.sleep()
+    with distributed.together():
+        parts.engine.sleep()
     return sampled
 
 
@@ -226,8 +214,9 @@ def _learn(
                     pad_token_id=parts.tokenizer.pad_token_id, step=step,
                 )  # fmt: skip
     except (FloatingPointError, MismatchError) as error:
-        _write_rollouts(parts, columns, step)
-        raise type(error)(f"step {step}: {error}; {_what_is_left(parts)}") from error
+        unwritten = attempt(lambda: _write_rollouts(parts, columns, step))
+        rollouts = "are written" if unwritten is None else f"could not be written ({unwritten})"
+        raise type(error)(f"step {step}: {error}; its rollouts {rollouts}") from error
     return metrics, columns
 
 
@@ -257,29 +246,33 @@ def _columns(
     )  # fmt: skip
 
 
-def _hand_over(
-    parts: Parts, experience: Experience, step: int, metrics: dict[str, float], watch: Stopwatch
-) -> SamplerLost | None:
-    """The new weights to the sampler; what it was lost to, where it was. Adds `mismatch/after_sync…` to the
-    metrics."""
+def _hand_over(parts: Parts, experience: Experience, step: int, metrics: dict[str, float], watch: Stopwatch) -> None:
+    """The new weights to the sampler. Adds `mismatch/after_sync…` to the metrics.
+
+    Raises:
+        Exception: On all ranks, what went wrong with the next step's rollouts or with the sync.
+    """
     config = parts.config
-    frozen = _policy_is_frozen(config, step)
-    try:
-        # A server's weights must not change under a request.
-        with watch.phase("generate"):
-            distributed.raise_everywhere(None if parts.ahead is None else parts.ahead.failure())
-        with watch.phase("sync"):
+    # A server's weights must not change under a request.
+    with watch.phase("generate"):
+        distributed.raise_everywhere(None if parts.ahead is None else parts.ahead.failure())
+    with watch.phase("sync"):
+        with distributed.together():
             parts.engine.wake()
-            if not frozen:
-                sync_weights(parts.policy.model, parts.engine)
-            if parts.ahead is not None:
-                metrics |= gap_after_sync(
-                    config, parts.policy, parts.ahead.engine, parts.ranks, experience,
-                    pad_token_id=parts.tokenizer.pad_token_id,
-                )  # fmt: skip
-    except (FloatingPointError, SamplerLost) as error:  # of the next step's rollouts, or of the sync
-        return SamplerLost(str(error))
-    return None
+        if not _policy_is_frozen(config, step):
+            sync_weights(parts.policy.model, parts.engine)
+        if parts.ahead is not None:
+            metrics |= gap_after_sync(
+                config, parts.policy, parts.ahead.engine, parts.ranks, experience,
+                pad_token_id=parts.tokenizer.pad_token_id,
+            )  # fmt: skip
+
+
+def _check_after_sync(parts: Parts, metrics: dict[str, float], step: int) -> None:
+    try:
+        check_after_sync(parts.config, metrics, tied_head=parts.policy.has_tied_head)
+    except MismatchError as error:
+        raise MismatchError(f"step {step}, after its update: {error}; its rollouts are written") from error
 
 
 def _sample_ahead(parts: Parts, step: int) -> None:
@@ -315,9 +308,19 @@ def _contrast(parts: Parts, experience: Experience, step: int) -> tuple[Contrast
 def _write_rollouts(parts: Parts, columns: dict[str, Any], step: int) -> None:
     """Bring the ranks' rows together on rank 0 and write them."""
     gathered = distributed.gather_objects(columns)
-    if gathered is None or parts.writer is None:
-        return
-    parts.writer.write_rollouts(step, concatenate(gathered))
+    with distributed.together():
+        if gathered is not None and parts.writer is not None:
+            parts.writer.write_rollouts(step, concatenate(gathered))
+
+
+def _tell(parts: Parts, metrics: dict[str, float], rollouts: dict[str, Any], step: int) -> None:
+    """The step's numbers to the run folder, the trackers and the terminal."""
+    with distributed.together():
+        if parts.writer is not None:
+            parts.writer.write_metrics(step, metrics)
+        parts.trackers.log(metrics, step)
+        parts.display.warn(warnings_in_words(parts.config, metrics), step)
+        parts.display.step(step, metrics, rollouts)
 
 
 def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ranks: Ranks) -> dict[str, float]:
@@ -343,46 +346,3 @@ def _speed(experience: Experience, sampled: SampledGroups, watch: Stopwatch, ran
         "sampling/rounds": float(sampled.rounds),
         "throughput/update": trained / max(passes, 1e-9),
     }
-
-
-def _save(parts: Parts) -> None:
-    path = save_checkpoint(
-        parts.run_dir, parts.progress, parts.policy, parts.tokenizer, parts.term, parts.ranks,
-        keep=parts.config.checkpoint.keep, data=parts.data,
-    )  # fmt: skip
-    logger.info("checkpoint %s", path)
-
-
-def _checkpoint_path(parts: Parts) -> Path:
-    return parts.run_dir / "checkpoints" / f"step_{parts.progress.step:06d}"
-
-
-def _how_to_go_on(parts: Parts) -> str:
-    done = f"stopped after step {parts.progress.step} of {parts.config.steps}"
-    return f"{done}; go on with --resume {_checkpoint_path(parts)}"
-
-
-def _what_is_left(parts: Parts) -> str:
-    """For the message of a step that failed before anything was learnt from it."""
-    kept = newest_checkpoint(parts.run_dir)
-    rest = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
-    return f"its rollouts are written, {rest}"
-
-
-@contextlib.contextmanager
-def _stop_after_step(parts: Parts) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the run after the step it comes in; a second SIGINT interrupts at once."""
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if parts.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not parts.stop_requested:  # the launcher passes a terminal's ctrl-C on as SIGTERM
-            parts.display.say("stop requested: finishing this step, then writing a checkpoint (ctrl-C again: at once)")
-        parts.stop_requested = True
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -95,9 +95,10 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
     An engine that holds the base gets a LoRA policy's adapter, every other one all weights, the adapter merged.
 
     Raises:
-        SamplerLost: An engine did not take the weights; on all ranks, in the words of the first that failed.
+        SamplerLost: An engine did not take the weights; on all ranks, in the words of the first that failed. Likewise
+            anything else that an engine raises.
     """
-    failure: SamplerLost | None = None
+    failure: Exception | None = None
     weights = iterate_adapter(model, byte_budget=byte_budget) if isinstance(engine, AdapterEngine) else None
     try:
         if weights is not None:
@@ -110,6 +111,8 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
             engine.load_weights(weights)
     except (OSError, RuntimeError) as error:
         failure = error if isinstance(error, SamplerLost) else SamplerLost(str(error))
+    except Exception as error:  # of the engine's own code: the other ranks must not wait for this one
+        failure = error
     # The gathers are collective: an engine that stopped early would leave the other ranks waiting.
     for _ in weights:
         failure = failure or SamplerLost("the rollout engine did not take all weights of the policy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,11 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         (["--rollout.engine=vllm", "--rollout.vllm.lora=adapter"], ["rollout.vllm.lora", "merged", "model.lora"]),
         (["--logging.trackers=[nobody]"], ["logging.trackers", "nobody"]),
         (["--reward.functions=[{function: 'nowhere.py:f'}]"], ["reward.functions", "nowhere.py"]),
+        (["--reward.functions={function: 'asyncio:sleep'}"], ["reward.functions", "asyncio:sleep", "an async one"]),
+        (["--reward.correct=1e39"], ["reward.correct", "1e+30", "1e+39"]),
+        (["--reward.wrong=-1e39"], ["reward.wrong", "1e+30", "-1e+39"]),
+        (["--contrastive.bonus=1e39"], ["contrastive.bonus", "1e+30", "1e+39"]),
+        (["--rollout.parity.p999_abs=-1"], ["rollout.parity.p999_abs", "positive", "-1"]),
         (["--reward.functions={function: 'textwrap:wrap'}"], ["reward.functions", "textwrap:wrap", "'text'", "lack"]),
     ],
 )
@@ -283,6 +289,15 @@ def test_the_launcher_passes_the_exit_code_and_one_line_on(tmp_path):
     done = run("train.py", *SMALL, CPU, "--contrastive.temprature=0.1", ranks=2)
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
+
+
+def test_a_taken_port_is_one_line_that_names_the_launchers_flag(capsys, tmp_path, monkeypatch):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (alone | {"MASTER_PORT": str(port)}).items():
+            monkeypatch.setenv(name, value)
+        fails(capsys, tmp_path, [*SMALL, CPU], "`--master_port` must be a free port of 127.0.0.1", str(port))
 
 
 def test_what_one_rank_alone_finds_ends_all_ranks_with_its_line(tmp_path, small_model, monkeypatch):

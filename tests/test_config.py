@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from clipo_ds.config import dump_config, load_config, shipped_recipes, split_train_arguments
 from clipo_ds.schema import (
+    LARGEST_REWARD,
     ContrastiveConfig,
     DataConfig,
     LoraConfig,
@@ -174,6 +175,7 @@ def test_the_recipe_is_recorded_unless_the_file_names_another(tmp_path: Path) ->
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 NUMBER = st.floats(min_value=1e-300, allow_infinity=False)
+REWARD = st.floats(-LARGEST_REWARD, LARGEST_REWARD)
 
 
 @st.composite
@@ -190,8 +192,8 @@ def configs(draw: st.DrawFn) -> TrainConfig:
             instruction=draw(st.none() | TEXT),
             max_prompt_tokens=base.data.max_prompt_tokens,
         ),
-        reward=RewardConfig(wrong=-draw(NUMBER), functions=draw(functions)),
-        contrastive=draw(st.none() | st.builds(ContrastiveConfig, temperature=NUMBER, bonus=FINITE)),
+        reward=RewardConfig(wrong=-abs(draw(REWARD)), functions=draw(functions)),
+        contrastive=draw(st.none() | st.builds(ContrastiveConfig, temperature=NUMBER, bonus=REWARD)),
         objective=ObjectiveConfig(clip_low=draw(st.none() | NUMBER), dynamic_sampling=draw(st.none() | st.booleans())),
         optimizer=dataclasses.replace(
             base.optimizer, learning_rate=draw(NUMBER), betas=(draw(st.floats(0, 0.99)), 0.5)

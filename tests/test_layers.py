@@ -114,6 +114,7 @@ LAYERS: dict[str, list[str]] = {
         "resuming",
         "run_folder",
         "parts",
+        "rescue",
         "periodic_evaluation",
         "trainer",
         "standalone",

@@ -18,6 +18,8 @@ from clipo_ds import distributed
 from clipo_ds.batching import equalise
 from clipo_ds.checkpoint import Progress, is_saved, save_checkpoint
 from clipo_ds.distributed import Ranks
+from clipo_ds.metrics import percentile_999
+from clipo_ds.records import open_run
 from clipo_ds.resuming import check_same_settings
 from clipo_ds.schema import DataConfig, TrainConfig
 from clipo_ds.types import InputError, NotSaved
@@ -26,7 +28,45 @@ from clipo_ds.types import InputError, NotSaved
 COURSE = "prbabrppab"
 
 
+NUMBERS = (1_500, 700)  # of values on the two ranks
+
+
+def values(rank: int) -> torch.Tensor:
+    return torch.randn(NUMBERS[rank], generator=torch.Generator().manual_seed(rank)) + rank
+
+
+def measure(ranks: Ranks, folder: str) -> None:
+    nothing = torch.zeros(0)
+    found = [
+        percentile_999(values(ranks.rank), ranks),
+        percentile_999(values(0) if ranks.is_main else nothing, ranks),
+        percentile_999(values(1)[: 1 - ranks.rank], ranks),
+        percentile_999(nothing, ranks),
+    ]
+    torch.save(found, f"{folder}/percentiles_{ranks.rank}.pt")
+
+
+class Odd(Exception):
+    """One that another process cannot make anew."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what} {why}")
+
+
+def fail_together(ranks: Ranks, folder: str) -> None:
+    try:
+        with distributed.together():
+            if ranks.rank == 1:
+                raise Odd("rank 1", "alone")
+    except Exception as error:
+        found = (type(error).__name__, str(error), distributed.is_everywhere(error))
+        torch.save(found, f"{folder}/failure_{ranks.rank}.pt")
+    assert not distributed.is_everywhere(ValueError("of this rank"))
+
+
 def walk(ranks: Ranks, folder: str) -> None:
+    measure(ranks, folder)
+    fail_together(ranks, folder)
     policy = make_policy(folder, ranks, stage=3)
     norms = []
     for letter in COURSE:
@@ -77,6 +117,13 @@ def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):
     first, second = (torch.load(tmp_path / f"norms_{rank}.pt") for rank in (0, 1))
     assert first == second
     assert [norm == 0 for norm in first] == [letter == "p" for letter in COURSE]
+    # By nearest rank the 3rd largest of 2,200 and the 2nd of 1,500; the one that is alone, and nothing.
+    everyone = torch.cat([values(0), values(1)]).sort(descending=True).values
+    expected = [everyone[2], values(0).sort(descending=True).values[1], values(1)[0], 0.0]
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"percentiles_{rank}.pt") == [float(value) for value in expected]
+    assert torch.load(tmp_path / "failure_0.pt") == ("RuntimeError", "Odd: rank 1 alone", True)
+    assert torch.load(tmp_path / "failure_1.pt") == ("Odd", "rank 1 alone", True)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +135,10 @@ def test_a_rank_without_rows_keeps_in_step_with_one_that_has_some(tmp_path):
             "error: `reward.functions` '{folder}/mine.py:f' must not raise, got ZeroDivisionError: rank 1 alone (",
         ),
         ("load_weights", "error: rank 1 alone: no room for weights; stopped after step 2 of 4; go on with --resume"),
+        (
+            "score",
+            "error: step 2: mismatch/mean_abs = nan: the trainer gives sampled tokens log-probabilities that are",
+        ),
     ],
 )
 def test_when_one_rank_fails_all_of_them_stop_with_one_line(tmp_path, monkeypatch, method, words):
@@ -109,12 +160,17 @@ def test_when_one_rank_fails_all_of_them_stop_with_one_line(tmp_path, monkeypatc
     ]  # fmt: skip
     done = run("../tests/failing_rank.py", *settings, ranks=2)
     assert done.returncode != 0
-    assert [line for line in done.stderr.splitlines() if "rank 1 alone" in line] == [
-        line for line in done.stderr.splitlines() if line.startswith(words.format(folder=tmp_path))
-    ]
+    (line,) = [line for line in done.stderr.splitlines() if "rank 1 alone" in line or "mismatch" in line]
+    assert line.startswith(words.format(folder=tmp_path))
     # Nobody was killed by the launcher.
     code = "2" if method == "reward" else "1"
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == [code, code]
     steps = 2 if method == "load_weights" else 1  # a step whose weights did not go out is whole, and the last
     assert len(metrics(folder)) == steps
-    assert (folder / "checkpoints" / f"step_{steps:06d}").exists() == (method == "load_weights")
+    checkpoint = folder / "checkpoints" / f"step_{steps:06d}"
+    if method == "score":  # broken weights on one rank are broken weights
+        assert line.endswith("step 1 of 4 is not saved: its weights are not finite; there is no earlier checkpoint")
+        assert open_run(folder).rollouts(step=2).num_rows == 32
+    else:
+        assert line.endswith(f"go on with --resume {checkpoint}")
+    assert (checkpoint / "checkpoint.json").exists() == (method != "score")

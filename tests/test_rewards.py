@@ -42,6 +42,12 @@ def functions(tmp_path: Path) -> Path:
         "def none(responses):\n    return [None] * len(responses)\n"
         "def infinite(responses):\n    return [float('inf')] * len(responses)\n"
         "def scalar(responses):\n    return 1.0\n"
+        "def large(responses):\n    return [0.0, 1e39]\n"
+        "def whole(responses):\n    return [0, 10**400]\n"
+        "def endless(responses):\n    return [0, 10**5000]\n"
+        "def weighted(responses):\n    return [0.0, -2e28]\n"
+        "def zero_d(responses):\n    import numpy\n    return numpy.array(1.0)\n"
+        "def unordered(responses):\n    return {1.0, 2.0}\n"
         "def words(responses):\n    return ['good'] * len(responses)\n"
         "def array(responses):\n    import numpy\n    return numpy.ones(len(responses), dtype='float32')\n"
         "def broken(responses):\n    return [{'a': 1}[r] for r in responses]\n"
@@ -226,6 +232,12 @@ def test_what_cannot_be_loaded_is_said_at_construction(path, message):
         ("\nraise ValueError('of the file')", r"ValueError: of the file \(.*file.py, line 2\)"),
         ("import sys; sys.exit('done')", "SystemExit: done"),
         ("def f(responses, /): return [0.0] * len(responses)", "positional-only"),
+        ("async def f(responses): return [0.0] * len(responses)", "an async one"),
+        ("async def f(responses):\n  for r in responses: yield 0.0", "an async one"),
+        ("def f(responses):\n  for r in responses: yield 0.0", "a generator"),
+        ("from functools import partial\nasync def g(k, responses): return []\nf = partial(g, 1)", "an async one"),
+        ("class F:\n  async def __call__(self, responses): return []\nf = F()", "an async one"),
+        ("class f:\n  def __init__(self, **columns): pass", "a class, whose objects are no lists"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_said_at_construction(tmp_path, text, message):
@@ -240,9 +252,19 @@ def test_a_function_that_ends_the_process_ends_the_run_instead(tmp_path):
         judged([a_group("b")], functions=[RewardFunction(f"{tmp_path}/leaves.py:f")])
 
 
-def test_a_weight_that_is_not_finite_is_refused(functions):
+@pytest.mark.parametrize("weight", [math.nan, -math.inf, 1e39])
+def test_a_weight_that_is_not_finite_or_too_large_is_refused(functions, weight):
     with pytest.raises(InputError, match="finite weights"):
-        load_functions([RewardFunction(f"{functions}:length", weight=math.nan)])
+        load_functions([RewardFunction(f"{functions}:length", weight=weight)])
+
+
+def test_an_object_that_can_be_called_and_a_class_of_lists_are_functions_too(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class F:\n    def __call__(self, responses):\n        return [1] * len(responses)\nf = F()\n"
+        "class G(list):\n    def __init__(self, responses):\n        super().__init__([2] * len(responses))\n"
+    )
+    [[j]] = judged([a_group("?")], functions=[RewardFunction(f"{tmp_path}/mine.py:{name}") for name in "fG"])
+    assert j.other == {"f": 1.0, "G": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -252,13 +274,19 @@ def test_a_weight_that_is_not_finite_is_refused(functions):
         ("none", "got None for response 0"),
         ("infinite", "got inf for response 0"),
         ("scalar", "got float"),
+        ("large", r"must return one number between -1e\+30 and 1e\+30 for each .* got 1e\+39 for response 1"),
+        ("whole", r"between -1e\+30 and 1e\+30 for each .* got 1000000.*000 for response 1"),
+        ("endless", "got a value of type int that cannot be shown for response 1"),
+        ("weighted", r"also after its weight of 100, got -2e\+28 for response 1"),
+        ("zero_d", "got ndarray"),
+        ("unordered", "got set"),
         ("words", "got 'good' for response 0"),
         ("level", "'level'"),
     ],
 )
 def test_what_a_function_returns_is_checked(functions, name, message):
     with pytest.raises(InputError, match=message) as caught:
-        judged([a_group("1", "2")], functions=[RewardFunction(f"{functions}:{name}")])
+        judged([a_group("1", "2")], functions=[RewardFunction(f"{functions}:{name}", weight=100.0)])
     assert "`reward.functions`" in str(caught.value) and name in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from clipo_ds.schema.base import MAY_BE_INFINITE, require
 from clipo_ds.schema.data import DataConfig
 from clipo_ds.schema.learning import ContrastiveConfig, ObjectiveConfig, OptimizerConfig
 from clipo_ds.schema.model import LoraConfig, ModelConfig
-from clipo_ds.schema.rewards import RewardConfig, RewardFunction
+from clipo_ds.schema.rewards import LARGEST_REWARD, RewardConfig, RewardFunction
 from clipo_ds.schema.rollout import ParityConfig, RolloutConfig, SamplingConfig, ServerConfig, VllmConfig
 from clipo_ds.schema.running import CheckpointConfig, EvaluationConfig, LoggingConfig
 from clipo_ds.schema.task import FlawRates, TaskConfig
@@ -19,6 +19,7 @@ from clipo_ds.schema.train import AUTO_IMPORTANCE_CAP, TrainConfig
 
 __all__ = [
     "AUTO_IMPORTANCE_CAP",
+    "LARGEST_REWARD",
     "MAY_BE_INFINITE",
     "CheckpointConfig",
     "ContrastiveConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipo_ds.schema.base import require
+from clipo_ds.schema.rewards import LARGEST_REWARD
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class ContrastiveConfig:
         require(self.head_warmup_steps >= 0, "contrastive.head_warmup_steps", "at least 0", self.head_warmup_steps)
         require(self.weight >= 0, "contrastive.weight", "at least 0", self.weight)
         require(self.floor <= 0, "contrastive.floor", "at most 0", self.floor)
+        for name in ("weight", "bonus"):
+            value = getattr(self, name)
+            require(abs(value) <= LARGEST_REWARD, f"contrastive.{name}", f"at most {LARGEST_REWARD:g} in size", value)
         require(self.policy_loss_weight >= 0, "contrastive.policy_loss_weight", "at least 0", self.policy_loss_weight)
         require(
             not self.freeze_head or self.head_warmup_steps == 0,

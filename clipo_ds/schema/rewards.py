@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from clipo_ds.schema.base import require
 
+LARGEST_REWARD = 1e30  # in size: rewards are float32, and their sums and differences need room above
+
 
 @dataclass(frozen=True)
 class RewardFunction:
@@ -23,7 +25,8 @@ class RewardConfig:
     wrong: float = 0.0
     """Outcome reward of a wrong final answer."""
     functions: list[RewardFunction] = field(default_factory=list)
-    """Further reward functions, added with their weights. They never change what counts as correct."""
+    """Further reward functions, added with their weights: plain ones, that return a list of numbers. They never change
+    what counts as correct."""
     overlong_buffer: int | None = None
     """Tokens before the length cap over which the reward falls from 0 to -1 (DAPO eq. 13). Null is the objective's
     default: a fifth of the cap for dapo, off otherwise; 0 is off."""
@@ -35,6 +38,9 @@ class RewardConfig:
     in the records, and a warning names their problems."""
 
     def __post_init__(self) -> None:
+        for name in ("correct", "wrong"):
+            value = getattr(self, name)
+            require(abs(value) <= LARGEST_REWARD, f"reward.{name}", f"at most {LARGEST_REWARD:g} in size", value)
         require(self.correct > self.wrong, "reward.correct", "above reward.wrong", self.correct)
         buffer = self.overlong_buffer
         require(buffer is None or buffer >= 0, "reward.overlong_buffer", "null or at least 0", buffer)

@@ -95,15 +95,18 @@ class ParityConfig:
     Both score the same tokens under the same weights, so what differs is rounding, or a fault. With
     `rollout.async_steps` the rollouts are older, and one a rank is scored anew after every sync."""
 
-    max_abs: float | Literal["auto"] | None = "auto"
-    """Largest |trainer - sampler| log-probability of any sampled token, nats. Auto is 1e-3 where policy and sampler are
-    float32, 0.5 otherwise; null is off."""
     mean_abs: float | Literal["auto"] | None = "auto"
-    """Largest mean over a step's tokens of the same, nats. Auto is 0.05 where policy or sampler is bfloat16, off
-    otherwise; null is off."""
+    """Limit on the mean over a step's tokens of |trainer - sampler| log-probability, nats. Auto is 0.05 where policy or
+    sampler is bfloat16, off otherwise; null is off."""
+    p999_abs: float | Literal["auto"] | None = "auto"
+    """Limit on the 99.9th percentile of the same (the second largest of fewer than 2,000 tokens, so that no single one
+    decides), nats. Auto is 0.5 where policy or sampler is bfloat16, off otherwise; null is off."""
+    max_abs: float | Literal["auto"] | None = "auto"
+    """Limit on the largest of the same, nats. Auto is 1e-3 where policy and sampler are float32, off otherwise: of
+    100,000 roundings to bfloat16 the largest passes any limit that would find a fault; null is off."""
 
     def __post_init__(self) -> None:
-        for name in ("max_abs", "mean_abs"):
+        for name in ("mean_abs", "p999_abs", "max_abs"):
             value = getattr(self, name)
             require(
                 value in (None, "auto") or value > 0, f"rollout.parity.{name}", "null, auto or a positive number", value

@@ -36,7 +36,8 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int | None = None
-    """Steps between checkpoints; one more is written at the end. Null writes the last one only."""
+    """Steps between checkpoints; one more is written at the end, and one of the last whole step before anything stops
+    the run. Null writes these only."""
     keep: int | None = 3
     """How many of the newest checkpoints stay on disk; null keeps all."""
 
