@@ -7,6 +7,7 @@ import os
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -140,8 +141,8 @@ def _test_prompts(arguments: Namespace, config: TrainConfig | None, tokenizer: o
         sources = [] if config is None else config.data.test
         require(bool(sources), "data", "data files, where the model is not a run with test data of its own", sources)
     base = config.data if config is not None else DataConfig()
-    data = DataConfig(
-        kind=base.kind,
+    data = replace(
+        base,
         system_prompt=arguments.system_prompt or base.system_prompt,
         instruction=arguments.instruction or base.instruction,
         max_prompt_tokens=arguments.max_prompt_tokens,

@@ -44,6 +44,7 @@ LAYERS: dict[str, list[str]] = {
         "equality",
         "symbolic",
         "answers",
+        "templates",
         "data",
         "rationals",
         "mathwords",
