@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from byte_tokenizer import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from clipo_ds.config import load_config
@@ -37,12 +37,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: one token a byte of UTF-8."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bytes_only, chat_template=TEMPLATE, name_or_path="tiny-instruct")
+    return byte_tokenizer(TEMPLATE)
 
 
 def write_jsonl(path: Path, rows: list) -> str:
@@ -152,16 +147,10 @@ def test_the_verifier_is_chosen_by_file(tmp_path, tokenizer):
     assert {p.kind for p in loaded.prompts} == {"math"}
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused_with_the_remedy(tmp_path, tokenizer):
-    base = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, name_or_path="tiny-base")
-    with pytest.raises(InputError, match=r"`model.path` .* got 'tiny-base' without one; take its instruct version"):
+def test_a_tokenizer_without_a_chat_template_is_refused_with_the_remedy(tmp_path):
+    base = byte_tokenizer(None)
+    with pytest.raises(InputError, match=r"`model.path` .* got 'tiny-instruct' without one; take its instruct version"):
         load_prompts([str(tmp_path / "not_even_looked_at.jsonl")], base, DataConfig())
-
-
-def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, chat_template=template, name_or_path="tiny-instruct"
-    )
 
 
 THOUGHTFUL = TEMPLATE.replace(
@@ -169,9 +158,9 @@ THOUGHTFUL = TEMPLATE.replace(
 )
 
 
-def test_template_arguments_reach_the_template_in_training_and_in_the_evaluation_of_a_run(tmp_path, tokenizer):
+def test_template_arguments_reach_the_template_in_training_and_in_the_evaluation_of_a_run(tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", [{"question": "1+1?", "answer": 2}])
-    thoughtful = with_template(tokenizer, THOUGHTFUL)
+    thoughtful = byte_tokenizer(THOUGHTFUL)
     assert load_prompts([path], thoughtful, DataConfig()).prompts[0].text.endswith("</><assistant>")
     overrides = ["--data.template_arguments={enable_thinking: false}"]
     config = load_config("smollm2_cpu", overrides)
@@ -212,10 +201,10 @@ def test_template_arguments_reach_the_template_in_training_and_in_the_evaluation
         ),
     ],
 )
-def test_a_template_that_cannot_make_prompts_is_refused_in_one_line(tmp_path, tokenizer, template, arguments, message):
+def test_a_template_that_cannot_make_prompts_is_refused_in_one_line(tmp_path, template, arguments, message):
     path = write_jsonl(tmp_path / "x.jsonl", [{"question": "1+1?", "answer": 2}])
     with pytest.raises(InputError, match=message) as caught:
-        load_prompts([path], with_template(tokenizer, template), DataConfig(template_arguments=arguments))
+        load_prompts([path], byte_tokenizer(template), DataConfig(template_arguments=arguments))
     assert "\n" not in str(caught.value)
 
 
@@ -225,21 +214,21 @@ def test_a_template_that_cannot_make_prompts_is_refused_in_one_line(tmp_path, to
         # Mistral's opens the assistant's turn without being asked.
         ("{% for m in messages %}{{ '[I]' + m.content + '[/I]' if m.role == 'user' else m.content }}{% endfor %}",
          "[I]a[/I]"),
-        # Names that the template makes in a branch, tokens that the tokenizer lacks, names with a default or a condition.
+        # Names that the template makes in a branch, tokens that the tokenizer lacks, names with defaults or conditions.
         ("{% if no %}{% set made = 1 %}{% endif %}{{ made }}{{ bos_token }}" + TEMPLATE, "<user>a</><assistant>"),
         ("{{ day | default('') }}{% if date %}{{ date }}{% endif %}" + TEMPLATE, "<user>a</><assistant>"),
         # The mark around what an assistant wrote.
         ("{% generation %}{% endgeneration %}" + TEMPLATE, "<user>a</><assistant>"),
     ],
 )  # fmt: skip
-def test_templates_may_leave_names_open(tmp_path, tokenizer, template, text):
+def test_templates_may_leave_names_open(tmp_path, template, text):
     path = write_jsonl(tmp_path / "x.jsonl", [{"question": "a", "answer": 2}])
-    assert load_prompts([path], with_template(tokenizer, template), DataConfig()).prompts[0].text == text
+    assert load_prompts([path], byte_tokenizer(template), DataConfig()).prompts[0].text == text
 
 
 @pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
-def test_the_templates_of_known_models_give_what_they_give_by_themselves(tokenizer, path):
-    known = with_template(tokenizer, path.read_text(encoding="utf-8"))
+def test_the_templates_of_known_models_give_what_they_give_by_themselves(path):
+    known = byte_tokenizer(path.read_text(encoding="utf-8"))
     known.bos_token = "<s>"
     messages = [{"role": "user", "content": "1+1?"}]
     template = ChatTemplate(known, DataConfig())
