@@ -260,8 +260,10 @@ def _is_media(value: Any, *, named: bool) -> bool:
     """
     if isinstance(value, list):
         return any(_is_media(item, named=named) for item in value)
-    encoded = isinstance(value, dict) and value.keys() == {"bytes", "path"}  # as `datasets` stores them
-    return bool(value) and (named or encoded or type(value).__module__.startswith("PIL."))
+    if isinstance(value, dict):
+        named = named or value.keys() == {"bytes", "path"}  # as `datasets` stores them
+        return named and any(value.values())
+    return bool(value) and (named or type(value).__module__.startswith("PIL."))
 
 
 def _messages(value: Any, column: str, where: str) -> list[dict[str, str]]:
@@ -294,8 +296,8 @@ def _messages(value: Any, column: str, where: str) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
-# What datasets put into a text where a picture, video or sound belongs.
-_MEDIA_MARK = re.compile(r"<\|?(?:image|video|audio)(?:_?\d+|_pad)?\|?>")
+# What datasets put into a text where a picture, video or sound belongs; <video> and <audio> are HTML.
+_MEDIA_MARK = re.compile(r"<image(?:_?\d+)?>|<\|(?:image|video|audio)(?:_?\d+|_pad)?\|>")
 _WRITTEN_ROLE = re.compile(r"""["'](?:role|from)["']\s*:\s*["'](?:system|user|assistant|human|gpt)["']""")
 
 

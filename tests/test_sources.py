@@ -138,12 +138,18 @@ def test_messages_written_as_json_text_are_read_as_messages(tmp_path):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1?"}]
     assert read_row(tmp_path, {"prompt": json.dumps(messages), "answer": 2}).messages == messages
     # A problem may begin with a bracket.
-    for problem in ("[1, 2, 3] has which sum?", '{"a": 1}', "[x] is the floor of x; the user's role?"):
+    for problem in (
+        "What does <video> do in HTML?",
+        "[1, 2, 3] has which sum?",
+        '{"a": 1}',
+        "[x] is the floor of x; the user's role?",
+    ):
         assert read_row(tmp_path, {"prompt": problem, "answer": 2}).messages[0]["content"] == problem
 
 
 def test_columns_for_pictures_may_be_there_and_empty(tmp_path):
     row = {"question": "q", "answer": 2, "image": None, "images": [], "video_1": "", "imagery": "rich"}
+    row["figure"] = {"bytes": None, "path": None}
     assert read_row(tmp_path, row).ground_truth == "2"
 
 
