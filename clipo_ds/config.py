@@ -401,4 +401,7 @@ def _admits_text(hint: Any) -> bool:
 def _unknown(name: str, source: str, known: Sequence[str] | None = None) -> InputError:
     near = nearest(name, known_fields() if known is None else known)
     hint = f"; did you mean `{near}`?" if near else " (--help lists them)"
+    parent = known_fields().get(name.rpartition(".")[0])
+    if parent is not None and get_origin(parent.hint) is dict:
+        hint = f"; give `{parent.path}` as {describe(parent.hint)}"
     return InputError(f"{source}: `{name}` is not a field{hint}")

@@ -262,6 +262,7 @@ BAD_FLAGS = [
     ("--reward.functions=f", "`reward.functions` must be a list of {function, weight}, got 'f'"),
     ("--reward.functions=[{function: a, function: b}]", "`function` must be given once, got it twice"),
     ("--data.template_arguments=no", "`data.template_arguments` must be {name: value, …}, got 'no'"),
+    ("--data.template_arguments.a=1", "is not a field; give `data.template_arguments` as {name: value, …}"),
     ("--data.template_arguments={1: no}", "`data.template_arguments` must be {name: value, …}, got {1: no}"),
     ("--data.template_arguments={a: 1, a: 2}", "`a` must be given once, got it twice"),
     ("--contrastive=3", "`contrastive` must be a section (contrastive.…) or null, got 3"),
