@@ -92,12 +92,12 @@ class ChatTemplate:
         messages = self._surround(messages)
         try:
             return self._apply(messages, opens=True)
-        except jinja2.UndefinedError as error:
-            raise InputError(
-                f"{where}: `data.template_arguments` must give what the chat template of {self._name} needs, got "
-                f"{yaml_text(self._data.template_arguments)}: {_first_line(error)}"
-            ) from error
         except _ERRORS as error:
+            if isinstance(error, jinja2.UndefinedError) and str(error).endswith(" is undefined"):
+                raise InputError(
+                    f"{where}: `data.template_arguments` must give what the chat template of {self._name} needs, got "
+                    f"{yaml_text(self._data.template_arguments)}: {error}"
+                ) from error
             origin = "`data.system_prompt` and the row" if self._data.system_prompt is not None else "the row"
             raise InputError(
                 f"{where}: the messages must suit the chat template of {self._name}, got the roles "

@@ -187,6 +187,7 @@ def test_template_arguments_reach_the_template_in_training_and_in_the_evaluation
             r"row 0 \(line 1\): `data.template_arguments` must give what .* needs, got \{\}: 'date' is undefined",
         ),
         (TEMPLATE + "{{ user.name }}", {}, r"`data.template_arguments` must give .*: 'user' is undefined"),
+        (TEMPLATE + "{{ messages[0].id.x }}", {}, r"the messages must suit .*: 'dict object' has no attribute 'id'"),
         (TEMPLATE + "{{ 1 + none }}", {}, r"x.jsonl, row 0 \(line 1\): the messages must suit .*: unsupported operand"),
         (TEMPLATE + "{% if %}", {}, r"`model.path` must be a model with a readable chat template, got 'tiny-instruct'"),
         (
