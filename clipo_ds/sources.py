@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ import pyarrow.parquet as pq
 from clipo_ds.config import RECIPES
 from clipo_ds.types import InputError
 
+logger = logging.getLogger(__name__)
+
+HUB_TIMEOUT_S = 10.0
 FILE_KINDS = (".parquet", ".jsonl")
 OTHER_FILE_KINDS = (".arrow", ".csv", ".gz", ".json", ".pq", ".tsv", ".txt", ".zip", ".zst")
 PROBLEM_COLUMNS = ("prompt", "question", "problem")
@@ -210,6 +214,8 @@ def _dataset_rows(given: str, field: str, max_rows: int | None) -> tuple[str, It
 
     import datasets  # takes seconds to import, and most runs read files
 
+    if not folder.is_dir():
+        _require_on_hub(name, Path(datasets.config.HF_DATASETS_CACHE), given, field)
     try:
         loaded = datasets.load_dataset(repository, config, split=split or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -229,6 +235,31 @@ def _dataset_rows(given: str, field: str, max_rows: int | None) -> tuple[str, It
             loaded = loaded.cast_column(column, type(feature)(decode=False))
     short = _short_floats(loaded.features.arrow_schema)
     return name, (_Read(f"{given}, row {i}", row, _with_exact(row, short)) for i, row in enumerate(loaded))
+
+
+def _require_on_hub(repository: str, cache: Path, given: str, field: str) -> None:
+    """Ask the Hub for a dataset in one short request: those of `datasets` take half a minute and a line each.
+
+    Where the Hub cannot be reached, a cached copy will do.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
+    if huggingface_hub.constants.is_offline_mode():
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(repository, timeout=HUB_TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        gated = isinstance(error, GatedRepoError)
+        why = "gives it to accounts with access only (`hf auth login`)" if gated else "has no such dataset"
+        raise InputError(f"`{field}` must be {FORMS}, got {given!r}: not a folder, and the Hub {why}") from error
+    except (HTTPError, OSError) as error:
+        if not any(cache.glob(repository.replace("/", "___"))):
+            raise InputError(
+                f"`{field}` must be {FORMS}, got {given!r}: not a folder, and the Hub cannot be reached "
+                f"({_first_line(error)})"
+            ) from error
+        logger.warning("the Hugging Face Hub cannot be reached; looking for the cached copy of %s", repository)
 
 
 def _parse_row(read: _Read, name: str) -> Problem:

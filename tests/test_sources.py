@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -382,6 +383,15 @@ def test_a_hub_dataset_that_cannot_be_reached_is_refused_in_one_line(local_hub):
         with pytest.raises(InputError, match=rf"`data.train` must be .*, got '{given}': .+") as caught:
             read(given)
         assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(local_hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"got 'org/none:train': not a folder, and the Hub cannot be reached \(.+\)"):
+        read("org/none:train")
+    assert time.monotonic() - began < 10  # the library's own requests are repeated for 25 s
 
 
 def test_sources_get_short_names_that_are_never_shared():
