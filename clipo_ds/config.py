@@ -267,10 +267,21 @@ def _flatten(
 
 
 def _construct(node: yaml.Node, source: str) -> Any:
+    _require_single_keys(node, source)
     try:
         return _Loader("").construct_object(node, deep=True)
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{source}: not YAML: {error.problem}") from error
+
+
+def _require_single_keys(node: yaml.Node, source: str) -> None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    keys = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"{source}: `{key}` must be given once, got it twice")
+    for inner in node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]:
+        _require_single_keys(inner, source)
 
 
 def _split_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -352,6 +363,8 @@ def _fit(value: Any, hint: Any, path: str, source: str) -> Any:
         pairs = enumerate(zip(items, kinds, strict=True))
         fitted = [_fit(item, kind, f"{path}[{i}]", source) for i, (item, kind) in pairs]
         return _MISFIT if any(item is _MISFIT for item in fitted) else origin(fitted)
+    if origin is dict:
+        return value if isinstance(value, dict) and all(isinstance(name, str) for name in value) else _MISFIT
     if is_section(hint):
         return _fit_item(value, hint, path, source) if isinstance(value, dict) else _MISFIT
     if hint is float:
@@ -380,10 +393,15 @@ def _fit_item(value: dict[Any, Any], cls: type, path: str, source: str) -> Any:
 
 
 def _admits_text(hint: Any) -> bool:
-    return hint is str or (get_origin(hint) is not tuple and any(_admits_text(option) for option in get_args(hint)))
+    return hint is str or (
+        get_origin(hint) not in (tuple, dict) and any(_admits_text(option) for option in get_args(hint))
+    )
 
 
 def _unknown(name: str, source: str, known: Sequence[str] | None = None) -> InputError:
     near = nearest(name, known_fields() if known is None else known)
     hint = f"; did you mean `{near}`?" if near else " (--help lists them)"
+    parent = known_fields().get(name.rpartition(".")[0])
+    if parent is not None and get_origin(parent.hint) is dict:
+        hint = f"; give `{parent.path}` as {describe(parent.hint)}"
     return InputError(f"{source}: `{name}` is not a field{hint}")

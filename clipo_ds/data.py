@@ -1,7 +1,7 @@
 """Problems become tokenised prompts, and prompts get a reproducible order.
 
-Layer L1: imports `clipo_ds.sources`, which says what a data source is and how its rows are read, `clipo_ds.schema` and
-`clipo_ds.answers`, which says whether a ground truth can be verified at all.
+Layer L1: imports `clipo_ds.sources`, which says what a data source is and how its rows are read, `clipo_ds.templates`,
+`clipo_ds.schema` and `clipo_ds.answers`, which says whether a ground truth can be verified at all.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import heapq
 import logging
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
 
 from clipo_ds.answers import check_ground_truths
 from clipo_ds.data_digest import digest_row
 from clipo_ds.schema import DataConfig
 from clipo_ds.sources import Problem, read_problems
+from clipo_ds.templates import ChatTemplate
 from clipo_ds.types import InputError, Prompt
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_CHECKED_TRUTHS = 50_000  # of each source: some seconds
+BATCH_SIZE = 4096  # rows rendered and tokenised at once
 NUM_NAMED = 5
 
 
@@ -56,8 +57,7 @@ def load_prompts(
     Args:
         sources: In the forms that `clipo_ds.sources` lists.
         tokenizer: The policy's; its chat template is used as it is.
-        data: `kind`, `system_prompt` (takes the place of a row's own system message), `instruction` and
-            `max_prompt_tokens`.
+        data: `kind`, `max_prompt_tokens`, and what `ChatTemplate` takes.
         max_rows: Read at most the first rows of each source; None reads all.
         field: The setting that named the sources, for messages.
 
@@ -67,40 +67,57 @@ def load_prompts(
 
     Raises:
         InputError: A source is missing, unreadable or empty; a row is malformed (the message names file and row); the
-            tokenizer has no chat template or the template refuses the messages; every prompt is too long.
+            tokenizer has no chat template, or one that does not open the assistant's turn, refuses the messages or
+            needs a name that it is not given; every prompt is too long.
     """
-    _require_chat_template(tokenizer)
+    template = ChatTemplate(tokenizer, data)
     if not sources:
         raise InputError(f"`{field}` must be at least one source, got none")
     prompts: list[Prompt] = []
-    num_rows = 0
     lengths: list[int] = []
     for given in sources:
-        problems = list(read_problems(given, field=field, max_rows=max_rows))
-        kind = data.kind if data.kind != "auto" else _kind_of([problem.ground_truth for problem in problems])
-        where: list[str] = []
-        own: list[Prompt] = []
-        texts = [_render(problem, tokenizer, data) for problem in problems]
+        problems = read_problems(given, field=field, max_rows=max_rows)
+        prompts += _read_source(problems, template, tokenizer, data, lengths, field)
+    _report_lengths(lengths, len(prompts), data.max_prompt_tokens, field)
+    return LoadedPrompts(prompts, len(lengths), len(lengths) - len(prompts))
+
+
+def _read_source(
+    problems: Iterator[Problem],
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    lengths: list[int],
+    field: str,
+) -> list[Prompt]:
+    """The prompts of one source that are not too long; the lengths of all its rows in tokens go on with `lengths`."""
+    prompts: list[Prompt] = []
+    kind = "choice" if data.kind == "auto" else data.kind
+    # A batch after the other, so that a large file is never held in several forms at once.
+    while batch := list(islice(problems, BATCH_SIZE)):
+        if not lengths:
+            template.check(batch[0].messages)
+        if data.kind == "auto" and not all(re.fullmatch("[A-J]", problem.ground_truth) for problem in batch):
+            kind = "math"
+        texts = [template.render(problem.messages, problem.where) for problem in batch]
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for problem, text, token_ids in zip(problems, texts, encoded, strict=True):
-            uid = num_rows
-            num_rows += 1
-            lengths.append(len(token_ids))
-            if not token_ids:
+        for problem, text, ids in zip(batch, texts, encoded, strict=True):
+            uid = len(lengths)
+            lengths.append(len(ids))
+            if not ids:
                 raise InputError(f"{problem.where}: the prompt must have at least one token, got the text {text!r}")
-            if len(token_ids) <= data.max_prompt_tokens:
-                where.append(problem.where)
+            if len(ids) <= data.max_prompt_tokens:
                 truth, source = problem.ground_truth, problem.source
-                own.append(
+                prompts.append(
                     Prompt(
-                        uid, text, tuple(token_ids), truth, source, kind, problem.metadata, where=problem.where,
+                        uid, text, tuple(ids), truth, source, metadata=problem.metadata, where=problem.where,
                         row=digest_row(problem.messages, truth),
                     )
                 )  # fmt: skip
-        _report_truths(own[:MAX_CHECKED_TRUTHS], where, field)
-        prompts += own
-    _report_lengths(lengths, len(prompts), data.max_prompt_tokens, field)
-    return LoadedPrompts(prompts, num_rows, num_rows - len(prompts))
+    if kind != "math":
+        prompts = [replace(prompt, kind=kind) for prompt in prompts]
+    _report_truths(prompts[:MAX_CHECKED_TRUTHS], field)
+    return prompts
 
 
 class PromptOrder:
@@ -157,33 +174,6 @@ def _spaced_order(previous: Sequence[int], priority: Sequence[float], spacing: i
     return order + [item for _, item in sorted(free)]
 
 
-def _require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"`model.path` must be a model whose tokenizer has a chat template, got {tokenizer.name_or_path!r} without "
-            "one; take its instruct version, or put a `chat_template.jinja` into a local copy of the model's folder"
-        )
-
-
-def _render(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str:
-    messages = problem.messages
-    if data.instruction is not None:
-        messages = [
-            {**m, "content": f"{m['content']}\n{data.instruction}"} if m["role"] == "user" else m for m in messages
-        ]
-    if data.system_prompt is not None:
-        own = [m for m in messages if m["role"] != "system"]
-        messages = [{"role": "system", "content": data.system_prompt}, *own]
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
-        origin = "`data.system_prompt` and the row" if data.system_prompt is not None else "the row"
-        raise InputError(
-            f"{problem.where}: the messages must suit the chat template of {tokenizer.name_or_path!r}, got the roles "
-            f"{', '.join(m['role'] for m in messages)} from {origin}: {error}"
-        ) from error
-
-
 def _report_lengths(lengths: Sequence[int], num_kept: int, limit: int, field: str) -> None:
     num_too_long = len(lengths) - num_kept
     if not num_kept:
@@ -202,11 +192,11 @@ def _report_lengths(lengths: Sequence[int], num_kept: int, limit: int, field: st
         )
 
 
-def _report_truths(prompts: Sequence[Prompt], where: Sequence[str], field: str) -> None:
+def _report_truths(prompts: Sequence[Prompt], field: str) -> None:
     failures = check_ground_truths(prompts)
     if not failures:
         return
-    named = "; ".join(f"{where[failure.position]}: {failure.reason}" for failure in failures[:NUM_NAMED])
+    named = "; ".join(f"{prompts[failure.position].where}: {failure.reason}" for failure in failures[:NUM_NAMED])
     more = f"; and {len(failures) - NUM_NAMED} more" if len(failures) > NUM_NAMED else ""
     logger.warning(
         "%d of %d ground truths of `%s` do not verify against themselves, no response to them can be right: %s%s",
@@ -216,7 +206,3 @@ def _report_truths(prompts: Sequence[Prompt], where: Sequence[str], field: str) 
         named,
         more,
     )
-
-
-def _kind_of(ground_truths: Sequence[str]) -> str:
-    return "choice" if all(re.fullmatch("[A-J]", truth) for truth in ground_truths) else "math"

@@ -101,21 +101,25 @@ def describe(hint: Any) -> str:
         return f"a list of {len(args)} numbers"
     if origin is list:
         return f"a list of {'texts' if args[0] is str else describe(args[0])}"
+    if origin is dict:
+        return "{name: value, …}"
     if is_section(hint):
         return "{" + ", ".join(entry.name for entry in dataclasses.fields(hint)) + "}"
     return _WORDS[hint]
 
 
 def yaml_text(value: Any) -> str:
-    """A value as YAML has it: null, true, [a, b].
+    """A value as YAML has it: null, true, [a, b], {a: b}.
 
-    >>> yaml_text(None), yaml_text((0.9, 0.999)), yaml_text(True)
-    ('null', '[0.9, 0.999]', 'true')
+    >>> yaml_text(None), yaml_text((0.9, 0.999)), yaml_text({"think": True})
+    ('null', '[0.9, 0.999]', '{think: true}')
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return "[" + ", ".join(yaml_text(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {yaml_text(item)}" for name, item in value.items()) + "}"
     return str(value)
 
 

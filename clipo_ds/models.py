@@ -106,6 +106,7 @@ def inspect_model(reference: str, *, task: TaskConfig | None = None, trust_remot
         AutoTokenizer, location if has_tokenizer else base, options, reference, "a model with a tokenizer"
     )
     _require_vocabulary(tokenizer, config, reference)
+    _require_end_token(tokenizer, reference)
     ensure_pad_token(tokenizer)
     return ModelFacts(config, tokenizer, reference, adapter)
 
@@ -331,6 +332,14 @@ def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedCo
         raise InputError(
             f"`model.path` must be a model whose tokenizer fits its vocabulary of {size} tokens, got {reference!r} "
             f"with the token {token!r} of id {largest}"
+        )
+
+
+def _require_end_token(tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"`model.path` must be a model whose tokenizer has an end-of-sequence token, got {reference!r} without "
+            "one; name it as `eos_token` in the `tokenizer_config.json` of a local copy of the model's folder"
         )
 
 

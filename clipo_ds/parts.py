@@ -1,34 +1,34 @@
 """From a configuration to the parts of a run: everything is checked first, then everything is built.
 
 `preflight` reads and checks whatever the user gave (DeepSpeed file, model folder, tokenizer, data, reward functions,
-run folder) without loading a weight or writing a file. `build_parts` then loads, builds and, when resuming, restores.
+run folder) without loading a weight or writing into it. `build_parts` then loads, builds and, when resuming, restores.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from clipo_ds import arithmetic, checkpoint, distributed
+from clipo_ds import checkpoint, distributed
 from clipo_ds.ahead import Ahead
 from clipo_ds.checkpoint import Progress
 from clipo_ds.checks import check_ds_config, check_model
 from clipo_ds.config import dump_config, read_ds_config
 from clipo_ds.contrastive import ContrastiveHead
 from clipo_ds.contrastive_term import ContrastiveTerm, load_head
-from clipo_ds.data import PromptOrder, load_prompts
-from clipo_ds.data_digest import digest_prompts
+from clipo_ds.data import PromptOrder
 from clipo_ds.display import Display
 from clipo_ds.distributed import Ranks
 from clipo_ds.environment import describe_environment
 from clipo_ds.generation import RolloutEngine, TransformersEngine
+from clipo_ds.loading import Data, load_data, on_every_rank
 from clipo_ds.models import (
     ModelFacts,
     inspect_model,
@@ -41,11 +41,10 @@ from clipo_ds.objectives import ObjectiveSpec, resolve_objective
 from clipo_ds.policy import Policy, build_policy
 from clipo_ds.records import RunWriter
 from clipo_ds.resuming import check_data, check_same_settings, find_run_folder
-from clipo_ds.rewards import Judge, load_functions
+from clipo_ds.rewards import Judge, LoadedFunction, load_functions
 from clipo_ds.run_folder import RunFolder
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
-from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.vllm_checks import check_vllm
@@ -64,8 +63,8 @@ class Plan:
     spec: ObjectiveSpec
     ds_config: dict[str, Any]
     model: ModelFacts
-    prompts: list[Prompt]
-    tests: dict[str, list[Prompt]]
+    prompts: Sequence[Prompt]
+    tests: dict[str, Sequence[Prompt]]
     data: dict[str, Any]  # what the prompts are, as checkpoints record it
     changed: list[str]  # what has become of the data since the checkpoint to go on from, in words
     run_dir: Path
@@ -85,9 +84,9 @@ class Parts:
     engine: RolloutEngine
     judge: Judge
     term: ContrastiveTerm | None
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     order: PromptOrder
-    tests: dict[str, list[Prompt]]
+    tests: dict[str, Sequence[Prompt]]
     data: dict[str, Any]  # what the prompts are, as checkpoints record it
     run_dir: Path
     folder: RunFolder
@@ -120,19 +119,25 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
     check_same_settings(config, distributed.broadcast_object(config), ranks)
     fresh_name = f"{Path(config.recipe or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir, resume_from = distributed.from_main(lambda: find_run_folder(config, fresh_name))
-    plan: Plan | None = None
-    wrong: InputError | None = None
-    try:
-        plan = _plan(config, ranks, run_dir, resume_from)
-    except InputError as error:  # one rank may lack a file, have less memory, or not reach what another does
-        wrong = error if ranks.is_main else InputError(f"{error} (on rank {ranks.rank}, {socket.gethostname()})")
-    distributed.raise_everywhere(wrong)
-    assert plan is not None
-    return plan
+    checked = on_every_rank(ranks, lambda: _check(config, ranks, run_dir, resume_from))
+    data = load_data(config, checked.model.tokenizer, ranks)
+    return on_every_rank(ranks, lambda: _plan(config, ranks, checked, data))
 
 
-def _plan(config: TrainConfig, ranks: Ranks, run_dir: Path, resume_from: Path | None) -> Plan:
-    """What `preflight` gives, or the error of this rank; no rank waits for another in here."""
+@dataclass(frozen=True)
+class _Checked:
+    """What has passed the checks that need no data."""
+
+    spec: ObjectiveSpec
+    ds_config: dict[str, Any]
+    model: ModelFacts
+    run_dir: Path
+    resume_from: Path | None
+    functions: dict[str, LoadedFunction]
+
+
+def _check(config: TrainConfig, ranks: Ranks, run_dir: Path, resume_from: Path | None) -> _Checked:
+    """Check what needs no data, or raise the error of this rank; no rank waits for another in here."""
     if config.ds_config is None:
         raise InputError("`ds_config` must be a DeepSpeed JSON file (--ds_config ds_configs/zero3.json), got nothing")
     ds_config = read_ds_config(config.ds_config, ranks.world_size, config)
@@ -170,11 +175,14 @@ def _plan(config: TrainConfig, ranks: Ranks, run_dir: Path, resume_from: Path | 
             "the rewards of a group of one are all equal; got 1"
         )
     functions = load_functions(config.reward.functions)
-    prompts, tests = _load_data(config, facts.tokenizer)
-    data = {"train": digest_prompts(prompts), "test": {name: digest_prompts(test) for name, test in tests.items()}}
-    changed = check_data(config, resume_from, data)
-    for function in functions.values():
-        function.check_columns(prompts)
+    return _Checked(spec, ds_config, facts, run_dir, resume_from, functions)
+
+
+def _plan(config: TrainConfig, ranks: Ranks, checked: _Checked, data: Data) -> Plan:
+    """What `preflight` gives, or the error of this rank; no rank waits for another in here."""
+    for function in checked.functions.values():
+        function.check_columns(data.prompts)
+    facts = checked.model
     longest = config.data.max_prompt_tokens + config.longest_response
     limit = getattr(facts.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
@@ -185,11 +193,22 @@ def _plan(config: TrainConfig, ranks: Ranks, run_dir: Path, resume_from: Path | 
         )
     room: VllmRoom | None = None
     if config.rollout.engine == "vllm":
-        longest_prompt = max(len(p.token_ids) for some in (prompts, *tests.values()) for p in some)
-        room = check_vllm(config, facts.config, ranks, longest_prompt)
+        room = check_vllm(config, facts.config, ranks, data.longest_prompt)
     if config.rollout.engine == "vllm_server":
         check_servers(config, facts.config, on_gpu=ranks.device.type != "cpu", sends=ranks.is_main)
-    return Plan(config, spec, ds_config, facts, prompts, tests, data, changed, run_dir, resume_from, room)
+    return Plan(
+        config,
+        checked.spec,
+        checked.ds_config,
+        facts,
+        data.prompts,
+        data.tests,
+        data.digests,
+        check_data(config, checked.resume_from, data.digests),
+        checked.run_dir,
+        checked.resume_from,
+        room,
+    )
 
 
 def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
@@ -296,30 +315,6 @@ def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    limit = config.evaluation.max_problems
-    if config.task is not None:
-        prompts = arithmetic.train_prompts(config.task, tokenizer)
-        tests = arithmetic.test_prompts(config.task, tokenizer)
-    else:
-        prompts = load_prompts(config.data.train, tokenizer, config.data, max_rows=config.data.max_rows).prompts
-        tests = {
-            name: load_prompts([source], tokenizer, config.data, max_rows=limit, field="data.test").prompts
-            for name, source in name_sources(config.data.test).items()
-        }
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    if longest > config.data.max_prompt_tokens:
-        raise InputError(
-            f"`data.max_prompt_tokens` must be at least {longest} for this task, got {config.data.max_prompt_tokens}"
-        )
-    if len(prompts) < config.rollout.prompts_per_step:
-        raise InputError(
-            f"`rollout.prompts_per_step` must be at most the number of training prompts ({len(prompts)}), "
-            f"got {config.rollout.prompts_per_step}"
-        )
-    return prompts, {name: test[:limit] for name, test in tests.items()}
 
 
 def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:

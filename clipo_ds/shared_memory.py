@@ -1,4 +1,5 @@
-"""Files in memory through which weights go to a sampler, and what is left of them when their writer was killed.
+"""Files through which the processes of a machine share something: weights for a sampler in memory, prompts among
+temporary files; and what is left of them when their writer was killed.
 
 A folder is locked by its writer for as long as it is in use. The kernel opens the lock when that process ends, however
 it ends, also where another container shares the memory and numbers its processes anew. Layer L1.
@@ -16,22 +17,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
-PREFIX = "clipo_ds-"
+PREFIX = "clipo_ds-shared-"  # whatever lies under such a name and is not locked may be removed
 YOUNG_S = 10.0
 """A folder that was made less than so many seconds ago may not be locked yet."""
 
 
 @contextlib.contextmanager
-def shared_folder() -> Iterator[Path]:
-    """A folder for the block: in memory, or among temporary files where there is no such place."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=_place()) as folder, _opened(Path(folder)) as number:
+def shared_folder(place: Path | None = None) -> Iterator[Path]:
+    """A folder for the block: in a place of `places()`, or in the first of them.
+
+    Raises:
+        OSError: The place has no room, may not be written, or cannot lock.
+    """
+    place = places()[0] if place is None else place
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place) as folder, _opened(Path(folder)) as number:
         fcntl.flock(number, fcntl.LOCK_EX)
         yield Path(folder)
 
 
 def remove_left_folders() -> None:
     """Remove the folders of processes that ended inside `shared_folder`."""
-    for folder in Path(_place() or tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in [folder for place in places() for folder in place.glob(f"{PREFIX}*")]:
         # It may vanish meanwhile, or be another user's.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             if time.time() - folder.stat().st_mtime > YOUNG_S:
@@ -56,5 +62,6 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(number)
 
 
-def _place() -> Path | None:
-    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+def places() -> list[Path]:
+    """Where a machine's processes may share files: in memory, where that can be written, and among temporary files."""
+    return [*([SHARED_MEMORY] if os.access(SHARED_MEMORY, os.W_OK) else []), Path(tempfile.gettempdir())]

@@ -10,39 +10,58 @@ A source is
 
 and a row of any of them is read by these columns (of several the first that is there and not null):
 
-    the problem       prompt (text, or a list of {role, content} messages, the last one the user's), question, problem
-    the ground truth  reward_model.ground_truth, ground_truth, answer, solution (text or number). Outside reward_model a
-                      text with lines like "#### 18", as GSM8K writes its answers, stands for the last one's 18
+    the problem       prompt (text, or a list of {role, content} messages, the last one the user's, which may be written
+                      as JSON text), question, problem
+    the ground truth  reward_model.ground_truth, ground_truth, answer, solution (text or number; a number becomes its
+                      shortest decimal without an exponent). Outside reward_model a text with lines like "#### 18", as
+                      GSM8K writes its answers, stands for the last one's 18
     its origin        data_source, else the name of the file or dataset
 
 Every other column, `extra_info` among them, goes into the metadata as it is, for reward functions. That covers the
 layout of RLVR trainers (data_source, prompt, ability, reward_model, extra_info) and those of GSM8K and MATH themselves.
+A row with an image, video or sound is refused: what the policy reads is text.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import math
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipo_ds.config import RECIPES
 from clipo_ds.types import InputError
 
+logger = logging.getLogger(__name__)
+
+HUB_TIMEOUT_S = 10.0
 FILE_KINDS = (".parquet", ".jsonl")
 OTHER_FILE_KINDS = (".arrow", ".csv", ".gz", ".json", ".pq", ".tsv", ".txt", ".zip", ".zst")
 PROBLEM_COLUMNS = ("prompt", "question", "problem")
 TRUTH_COLUMNS = ("ground_truth", "answer", "solution")
 FORMS = "a .parquet or .jsonl file, `recipes:FILE`, a dataset folder or a Hugging Face dataset id (`org/name:split`)"
+MAX_DIGITS = 1000  # of a number that is a ground truth
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A row as a file or dataset holds it."""
+
+    where: str  # source and row, for messages
+    row: Row
+    truths: Row  # the row again, with the numbers of its ground truth exact where Python's floats would not be
 
 
 @dataclass(frozen=True)
@@ -68,15 +87,18 @@ def read_problems(given: str, *, field: str, max_rows: int | None = None) -> Ite
         InputError: The source is of no known form, missing, unreadable or empty, or a row is malformed; the message
             names source and row, counted from 0.
     """
-    path = _file_of(given, field)
+    try:
+        path = _file_of(given, field)
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered, `~nobody`
+        raise InputError(f"`{field}` must be {FORMS}, got {_shortened(given)}: {_first_line(error)}") from error
     if path is None:
         name, rows = _dataset_rows(given, field, max_rows)
     else:
         name, rows = path.stem, _file_rows(path, given, field)
     empty = True
-    for where, row in islice(rows, max_rows):
+    for read in islice(rows, max_rows):
         empty = False
-        yield _parse_row(row, where, name)
+        yield _parse_row(read, name)
     if empty:
         raise InputError(f"`{field}` must name data with at least one row, got {given!r} with none")
 
@@ -116,25 +138,28 @@ def _file_of(given: str, field: str) -> Path | None:
     return None
 
 
-def _file_rows(path: Path, given: str, field: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, with where they are; reading errors become `InputError`."""
+def _file_rows(path: Path, given: str, field: str) -> Iterator[_Read]:
+    """The rows of a file; reading errors become `InputError`."""
     try:
         yield from _parquet_rows(path, given) if path.suffix == ".parquet" else _jsonl_rows(path, given)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         what = "parquet" if path.suffix == ".parquet" else "UTF-8 text"
         raise InputError(f"`{field}` must name a readable {what} file, got {given!r}: {_first_line(error)}") from error
 
 
-def _parquet_rows(path: Path, given: str) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path, given: str) -> Iterator[_Read]:
     index = 0
     with pq.ParquetFile(path) as file:
+        short = _short_floats(file.schema_arrow)
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
-                yield f"{given}, row {index}", row
+                yield _Read(f"{given}, row {index}", row, _with_exact(row, short))
                 index += 1
 
 
-def _jsonl_rows(path: Path, given: str) -> Iterator[tuple[str, Row]]:
+def _jsonl_rows(path: Path, given: str) -> Iterator[_Read]:
     index = 0
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
@@ -142,16 +167,40 @@ def _jsonl_rows(path: Path, given: str) -> Iterator[tuple[str, Row]]:
                 continue
             where = f"{given}, row {index} (line {number})"
             try:
-                row = json.loads(line)
+                row, truths = json.loads(line), json.loads(line, parse_float=Decimal)
             except json.JSONDecodeError as error:
                 raise InputError(f"{where}: the line must be one JSON object, got a syntax error: {error}") from error
+            except (ValueError, ArithmeticError, RecursionError) as error:  # thousands of digits, or of brackets
+                raise InputError(f"{where}: the line must be one JSON object, got: {_first_line(error)}") from error
             if not isinstance(row, dict):
                 raise InputError(f"{where}: the line must be one JSON object, got {_shortened(row)}")
-            yield where, row
+            yield _Read(where, row, truths)
             index += 1
 
 
-def _dataset_rows(given: str, field: str, max_rows: int | None) -> tuple[str, Iterator[tuple[str, Row]]]:
+def _short_floats(schema: pa.Schema) -> dict[str, type[np.floating]]:
+    """The columns of ground truths (dotted, where inside reward_model) that hold fewer digits than Python's floats."""
+    kinds = {name: schema.field(name).type for name in TRUTH_COLUMNS if schema.names.count(name) == 1}
+    model = schema.field("reward_model").type if schema.names.count("reward_model") == 1 else None
+    if model is not None and pa.types.is_struct(model) and model.get_field_index("ground_truth") >= 0:
+        kinds["reward_model.ground_truth"] = model.field("ground_truth").type
+    numbers: dict[pa.DataType, type[np.floating]] = {pa.float16(): np.float16, pa.float32(): np.float32}
+    return {name: numbers[kind] for name, kind in kinds.items() if kind in numbers}
+
+
+def _with_exact(row: Row, short: Mapping[str, type[np.floating]]) -> Row:
+    """The row with the decimals that its short floats stand for: 0.1, where Python has 0.10000000149011612."""
+    exact = dict(row)
+    for name, kind in short.items():
+        outer, _, inner = name.partition(".")
+        if not inner and row[name] is not None:
+            exact[name] = Decimal(str(kind(row[name])))
+        elif inner and row[outer] is not None and row[outer][inner] is not None:
+            exact[outer] = {**row[outer], inner: Decimal(str(kind(row[outer][inner])))}
+    return exact
+
+
+def _dataset_rows(given: str, field: str, max_rows: int | None) -> tuple[str, Iterator[_Read]]:
     """Name and rows of a dataset folder or of a dataset on the Hub."""
     name, _, split = given.partition(":")
     folder = Path(name).expanduser()
@@ -165,9 +214,11 @@ def _dataset_rows(given: str, field: str, max_rows: int | None) -> tuple[str, It
 
     import datasets  # takes seconds to import, and most runs read files
 
+    if not folder.is_dir():
+        _require_on_hub(name, Path(datasets.config.HF_DATASETS_CACHE), given, field)
     try:
         loaded = datasets.load_dataset(repository, config, split=split or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"`{field}` must be {FORMS}, got {given!r}: {_first_line(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) != 1:
@@ -178,27 +229,87 @@ def _dataset_rows(given: str, field: str, max_rows: int | None) -> tuple[str, It
         loaded = next(iter(loaded.values()))
     if max_rows is not None:
         loaded = loaded.select(range(min(max_rows, len(loaded))))
-    return name, ((f"{given}, row {i}", row) for i, row in enumerate(loaded))
+    for column, feature in loaded.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
+            # Its rows are refused; to decode it first would ask for libraries that nobody needs.
+            loaded = loaded.cast_column(column, type(feature)(decode=False))
+    short = _short_floats(loaded.features.arrow_schema)
+    return name, (_Read(f"{given}, row {i}", row, _with_exact(row, short)) for i, row in enumerate(loaded))
 
 
-def _parse_row(row: Row, where: str, name: str) -> Problem:
+def _require_on_hub(repository: str, cache: Path, given: str, field: str) -> None:
+    """Ask the Hub for a dataset in one short request: those of `datasets` take half a minute and a line each.
+
+    Where the Hub cannot be reached, a cached copy will do.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
+    if huggingface_hub.constants.is_offline_mode():
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(repository, timeout=HUB_TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        gated = isinstance(error, GatedRepoError)
+        why = "gives it to accounts with access only (`hf auth login`)" if gated else "has no such dataset"
+        raise InputError(f"`{field}` must be {FORMS}, got {given!r}: not a folder, and the Hub {why}") from error
+    except (HTTPError, OSError) as error:
+        if not any(cache.glob(repository.replace("/", "___"))):
+            raise InputError(
+                f"`{field}` must be {FORMS}, got {given!r}: not a folder, and the Hub cannot be reached "
+                f"({_first_line(error)})"
+            ) from error
+        logger.warning("the Hugging Face Hub cannot be reached; looking for the cached copy of %s", repository)
+
+
+def _parse_row(read: _Read, name: str) -> Problem:
+    row, where = read.row, read.where
     column = next((c for c in PROBLEM_COLUMNS if row.get(c) is not None), None)
     if column is None:
         raise InputError(f"{where}: one of {', '.join(PROBLEM_COLUMNS)} must be given, got the columns {_columns(row)}")
+    for other, value in row.items():
+        if _is_media(value, named=_names_media(other)):
+            raise InputError(f"{where}: the row must be text alone, got {_shortened(value)} in `{other}`")
     return Problem(
         where=where,
         messages=_messages(row[column], column, where),
-        ground_truth=_ground_truth(row, where),
+        ground_truth=_ground_truth(read.truths, where),
         source=str(row.get("data_source") or name),
         metadata={c: v for c, v in row.items() if c not in (column, "data_source", "reward_model")},
     )
 
 
+@functools.cache
+def _names_media(column: str) -> bool:
+    return re.fullmatch(r"(image|video|audio)s?(_?\d+)?", column, flags=re.IGNORECASE) is not None
+
+
+def _is_media(value: Any, *, named: bool) -> bool:
+    """Whether a column's value is a picture, video or sound (or a list of some): by its form, or by the column's name.
+
+    Columns that say "none" are let pass: null, empty texts and lists.
+    """
+    if isinstance(value, list):
+        return any(_is_media(item, named=named) for item in value)
+    if isinstance(value, dict):
+        named = named or value.keys() == {"bytes", "path"}  # as `datasets` stores them
+        return named and any(value.values())
+    return bool(value) and (named or type(value).__module__.startswith("PIL."))
+
+
 def _messages(value: Any, column: str, where: str) -> list[dict[str, str]]:
+    if isinstance(value, str) and _is_written_list(value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{where}: `{column}` must be a text or a list of messages, which may be JSON text, got "
+                f"{_shortened(value)}: {_first_line(error)}"
+            ) from error
     if isinstance(value, str):
         if not value.strip():
             raise InputError(f"{where}: `{column}` must be the problem's text, got {value!r}")
-        return [{"role": "user", "content": value}]
+        value = [{"role": "user", "content": value}]
     whole = isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
     )
@@ -207,7 +318,23 @@ def _messages(value: Any, column: str, where: str) -> list[dict[str, str]]:
             f"{where}: `{column}` must be a text, or a list of messages with `role` and `content`, the last one the "
             f"user's, got {_shortened(value)}"
         )
+    for message in value:
+        _require_unicode(message["content"], column, where)
+        if mark := _MEDIA_MARK.search(message["content"]):
+            raise InputError(
+                f"{where}: `{column}` must be text alone, got {mark[0]!r} in it, the place of what no policy here sees"
+            )
     return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+# What datasets put into a text where a picture, video or sound belongs; <video> and <audio> are HTML.
+_MEDIA_MARK = re.compile(r"<image(?:_?\d+)?>|<\|(?:image|video|audio)(?:_?\d+|_pad)?\|>")
+_WRITTEN_ROLE = re.compile(r"""["'](?:role|from)["']\s*:\s*["'](?:system|user|assistant|human|gpt)["']""")
+
+
+def _is_written_list(text: str) -> bool:
+    """Whether a text is a list of messages that was turned into text, by JSON or by Python's `str`."""
+    return text.lstrip()[:1] in ("[", "{") and _WRITTEN_ROLE.search(text) is not None
 
 
 def _ground_truth(row: Row, where: str) -> str:
@@ -228,18 +355,45 @@ def _ground_truth(row: Row, where: str) -> str:
 
 
 def _truth_text(value: Any, column: str, where: str) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number and not (isinstance(value, str) and value.strip()):
+    if isinstance(value, str) and value.strip():
+        _require_unicode(value, column, where)
+        return value.strip()
+    # The shortest decimal that is this float is what was meant; ints and decimals are exact as they are.
+    number = Decimal(repr(value)) if isinstance(value, float) else value
+    if isinstance(value, bool) or not isinstance(number, int | Decimal) or not Decimal(number).is_finite():
         raise InputError(f"{where}: `{column}` must be a text or a number, got {_shortened(value)}")
-    return str(value).strip()
+    if abs(Decimal(number).adjusted()) >= MAX_DIGITS:
+        raise InputError(
+            f"{where}: `{column}` must be a number of at most {MAX_DIGITS} digits, got {_shortened(value)}"
+        )
+    return _plain_decimal(Decimal(number))
+
+
+def _plain_decimal(number: Decimal) -> str:
+    """A number's shortest text without an exponent.
+
+    >>> [_plain_decimal(Decimal(text)) for text in ("2.5e-05", "1E+16", "18.00", "-0.0", "100")]
+    ['0.000025', '10000000000000000', '18', '0', '100']
+    """
+    text = format(number, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def _require_unicode(text: str, column: str, where: str) -> None:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{where}: `{column}` must be Unicode text, got half a character (a lone surrogate) in it")
 
 
 def _columns(row: Row) -> str:
-    return ", ".join(str(column) for column in row) or "(none)"
+    return ", ".join(f"{column} (null)" if value is None else str(column) for column, value in row.items()) or "(none)"
 
 
 def _shortened(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of more than some thousand digits
+        text = f"{type(value).__name__} of many digits"
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

@@ -311,5 +311,5 @@ def test_what_one_rank_alone_finds_ends_all_ranks_with_its_line(tmp_path, small_
     done = run("../tests/other_folder.py", *arguments, ranks=2)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "data.jsonl" in line and "(on rank 1, " in line
+    assert "data.jsonl" in line and "(on rank 1, node1)" in line
     assert not (tmp_path / "run").exists()

@@ -112,6 +112,17 @@ def test_lists_are_yaml_and_one_value_is_a_list_of_one(tmp_path: Path) -> None:
     assert load_config("demo", ["--optimizer.betas", "[0.9, 0.95]"]).optimizer.betas == (0.9, 0.95)
 
 
+def test_names_and_values_are_a_mapping(tmp_path: Path) -> None:
+    wanted = {"enable_thinking": False, "date": "26 Jul 2024"}
+    flag = "{enable_thinking: false, date: 26 Jul 2024}"
+    assert load_config("demo", ["--data.template_arguments", flag]).data.template_arguments == wanted
+    text = "task: {}\ndata:\n  template_arguments:\n    enable_thinking: false\n    date: 26 Jul 2024\n"
+    recipe = write(tmp_path, text)
+    assert load_config(recipe).data.template_arguments == wanted
+    # A flag takes the place of the recipe's names, as with every other field.
+    assert load_config(recipe, ["--data.template_arguments={}"]).data.template_arguments == {}
+
+
 def test_reward_functions_are_a_list_of_sections(tmp_path: Path) -> None:
     wanted = [RewardFunction("a.b:f", 0.5), RewardFunction("g.py:h")]
     path = write(
@@ -190,6 +201,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         data=DataConfig(
             train=draw(st.lists(TEXT, min_size=1)) if base.task is None else [],
             instruction=draw(st.none() | TEXT),
+            template_arguments=draw(st.dictionaries(TEXT, st.none() | st.booleans() | FINITE | TEXT, max_size=2)),
             max_prompt_tokens=base.data.max_prompt_tokens,
         ),
         reward=RewardConfig(wrong=-abs(draw(REWARD)), functions=draw(functions)),
@@ -250,6 +262,11 @@ BAD_FLAGS = [
     ("--reward.functions=[{weight: 1}]", "`reward.functions[0].function` must be given"),
     ("--reward.functions=[{function: a, weight: x}]", "`reward.functions[0].weight` must be a number, got 'x'"),
     ("--reward.functions=f", "`reward.functions` must be a list of {function, weight}, got 'f'"),
+    ("--reward.functions=[{function: a, function: b}]", "`function` must be given once, got it twice"),
+    ("--data.template_arguments=no", "`data.template_arguments` must be {name: value, …}, got 'no'"),
+    ("--data.template_arguments.a=1", "is not a field; give `data.template_arguments` as {name: value, …}"),
+    ("--data.template_arguments={1: no}", "`data.template_arguments` must be {name: value, …}, got {1: no}"),
+    ("--data.template_arguments={a: 1, a: 2}", "`a` must be given once, got it twice"),
     ("--contrastive=3", "`contrastive` must be a section (contrastive.…) or null, got 3"),
     ("--model=null", "`model` must be a section (model.…), got null"),
     ("--contrastive={temperature: 1", "not YAML: while parsing a flow mapping"),

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from byte_tokenizer import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from clipo_ds.config import load_config
 from clipo_ds.data import PromptOrder, load_prompts
 from clipo_ds.schema import DataConfig
+from clipo_ds.standalone import _test_prompts
+from clipo_ds.templates import ChatTemplate
 from clipo_ds.types import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # of published models
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -31,12 +37,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: one token a byte of UTF-8."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bytes_only, chat_template=TEMPLATE, name_or_path="tiny-instruct")
+    return byte_tokenizer(TEMPLATE)
 
 
 def write_jsonl(path: Path, rows: list) -> str:
@@ -146,10 +147,100 @@ def test_the_verifier_is_chosen_by_file(tmp_path, tokenizer):
     assert {p.kind for p in loaded.prompts} == {"math"}
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused_with_the_remedy(tmp_path, tokenizer):
-    base = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, name_or_path="tiny-base")
-    with pytest.raises(InputError, match=r"`model.path` .* got 'tiny-base' without one; take its instruct version"):
+def test_a_tokenizer_without_a_chat_template_is_refused_with_the_remedy(tmp_path):
+    base = byte_tokenizer(None)
+    with pytest.raises(InputError, match=r"`model.path` .* got 'tiny-instruct' without one; take its instruct version"):
         load_prompts([str(tmp_path / "not_even_looked_at.jsonl")], base, DataConfig())
+
+
+THOUGHTFUL = TEMPLATE.replace(
+    "<assistant>", "<assistant>{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+)
+
+
+def test_template_arguments_reach_the_template_in_training_and_in_the_evaluation_of_a_run(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", [{"question": "1+1?", "answer": 2}])
+    thoughtful = byte_tokenizer(THOUGHTFUL)
+    assert load_prompts([path], thoughtful, DataConfig()).prompts[0].text.endswith("</><assistant>")
+    overrides = ["--data.template_arguments={enable_thinking: false}"]
+    config = load_config("smollm2_cpu", overrides)
+    ends = "</><assistant><think></think>"
+    assert load_prompts([path], thoughtful, config.data).prompts[0].text.endswith(ends)
+    given = {"data": [path], "system_prompt": None, "instruction": None, "max_prompt_tokens": 100, "max_problems": None}
+    (evaluated,) = _test_prompts(Namespace(**given), config, thoughtful)["x"]
+    assert evaluated.text.endswith(ends)
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "message"),
+    [
+        (
+            THOUGHTFUL,
+            {"enable_thinkin": False},
+            r"`data.template_arguments` must be names that the chat template of 'tiny-instruct' reads "
+            r"\(enable_thinking\), got 'enable_thinkin'; did you mean `enable_thinking`\?",
+        ),
+        (TEMPLATE, {"tools": []}, r"`data.template_arguments` must be names .* reads \(none\), got 'tools'"),
+        (
+            "{{ date }}" + TEMPLATE,
+            {},
+            r"row 0 \(line 1\): `data.template_arguments` must give what .* needs, got \{\}: 'date' is undefined",
+        ),
+        (TEMPLATE + "{{ user.name }}", {}, r"`data.template_arguments` must give .*: 'user' is undefined"),
+        (TEMPLATE + "{{ messages[0].id.x }}", {}, r"the messages must suit .*: 'dict object' has no attribute 'id'"),
+        (TEMPLATE + "{{ 1 + none }}", {}, r"x.jsonl, row 0 \(line 1\): the messages must suit .*: unsupported operand"),
+        (TEMPLATE + "{% if %}", {}, r"`model.path` must be a model with a readable chat template, got 'tiny-instruct'"),
+        (
+            TEMPLATE.partition("{% if add_generation_prompt")[0],
+            {},
+            r"`model.path` must be a model whose chat template opens the assistant's turn, .* leaves '<assistant>' out",
+        ),
+        (
+            TEMPLATE.replace("message['content']", "message['content'][0]['text']"),  # written for pictures and text
+            {},
+            r"`model.path` must be a model whose chat template takes messages of plain text, got 'tiny-instruct'",
+        ),
+    ],
+)
+def test_a_template_that_cannot_make_prompts_is_refused_in_one_line(tmp_path, template, arguments, message):
+    path = write_jsonl(tmp_path / "x.jsonl", [{"question": "1+1?", "answer": 2}])
+    with pytest.raises(InputError, match=message) as caught:
+        load_prompts([path], byte_tokenizer(template), DataConfig(template_arguments=arguments))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        # Mistral's opens the assistant's turn without being asked.
+        ("{% for m in messages %}{{ '[I]' + m.content + '[/I]' if m.role == 'user' else m.content }}{% endfor %}",
+         "[I]a[/I]"),
+        # Names that the template makes in a branch, tokens that the tokenizer lacks, names with defaults or conditions.
+        ("{% if no %}{% set made = 1 %}{% endif %}{{ made }}{{ bos_token }}" + TEMPLATE, "<user>a</><assistant>"),
+        ("{{ day | default('') }}{% if date %}{{ date }}{% endif %}" + TEMPLATE, "<user>a</><assistant>"),
+        # The mark around what an assistant wrote.
+        ("{% generation %}{% endgeneration %}" + TEMPLATE, "<user>a</><assistant>"),
+    ],
+)  # fmt: skip
+def test_templates_may_leave_names_open(tmp_path, template, text):
+    path = write_jsonl(tmp_path / "x.jsonl", [{"question": "a", "answer": 2}])
+    assert load_prompts([path], byte_tokenizer(template), DataConfig()).prompts[0].text == text
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
+def test_the_templates_of_known_models_give_what_they_give_by_themselves(path):
+    known = byte_tokenizer(path.read_text(encoding="utf-8"))
+    known.bos_token = "<s>"
+    messages = [{"role": "user", "content": "1+1?"}]
+    template = ChatTemplate(known, DataConfig())
+    if path.stem.removesuffix("_training") in ("idefics3", "llava_next", "smolvlm"):  # they take parts, not text
+        with pytest.raises(InputError, match="leaves the problem out"):
+            template.check(messages)
+        return
+    template.check(messages)
+    assert template.render(messages, "row 0") == known.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
 
 
 def test_messages_that_the_template_refuses_are_named_by_row(tmp_path, tokenizer):

@@ -194,6 +194,14 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_said(folder: Path) -> None:
     assert "vocabulary of 7 tokens" in line and f"id {len(build_tokenizer()) - 1}" in line
 
 
+def test_a_tokenizer_without_an_end_token_is_said(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    line = complaint(str(folder))
+    assert "tokenizer has an end-of-sequence token" in line and "`eos_token`" in line
+
+
 def test_own_code_is_not_run_without_leave(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
     (folder / "own.py").write_text("raise SystemExit('code of the model was run')\n")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -74,10 +77,81 @@ def test_the_answer_behind_gsm8k_s_hashes_is_taken(tmp_path):
     assert read_row(tmp_path, {"question": "q", "answer": "a #### 1"}).ground_truth == "a #### 1"
 
 
-def test_numbers_are_ground_truths_too(tmp_path):
-    assert read_row(tmp_path, {"question": "q", "answer": 18}).ground_truth == "18"
-    assert read_row(tmp_path, {"question": "q", "answer": 0}).ground_truth == "0"
-    assert read_row(tmp_path, {"question": "q", "answer": 1.5}).ground_truth == "1.5"
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        ("18", "18"),
+        ("0", "0"),
+        ("-0.0", "0"),
+        ("18.0", "18"),
+        ("1.50", "1.5"),
+        ("0.00001", "0.00001"),
+        ("2.5e-5", "0.000025"),
+        ("1e16", "10000000000000000"),
+        ("9007199254740993", "9007199254740993"),  # 2**53 + 1 is no float
+        ("0.12345678901234567890123", "0.12345678901234567890123"),
+        ("12345678901234567.5", "12345678901234567.5"),
+    ],
+)
+def test_a_number_in_json_is_a_ground_truth_of_its_value(tmp_path, number, text):
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        f'{{"question": "q", "answer": {number}}}\n{{"question": "q", "reward_model": {{"ground_truth": {number}}}}}\n'
+    )
+    outside, inside = read(str(path))
+    assert (outside.ground_truth, inside.ground_truth) == (text, text)
+    assert outside.metadata["answer"] == json.loads(number)  # what reward functions get is what the file holds
+    assert type(outside.metadata["answer"]) is type(json.loads(number))
+
+
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        (pa.array([0.1, 1e-5, 18], pa.float16()), ["0.1", "0.00001", "18"]),
+        (pa.array([0.1, 1e-5, 18], pa.float32()), ["0.1", "0.00001", "18"]),
+        (pa.array([0.1, 1e-5, 1e22], pa.float64()), ["0.1", "0.00001", "1" + "0" * 22]),
+        (pa.array([18, 2**63, 0], pa.uint64()), ["18", str(2**63), "0"]),
+        (
+            pa.array([Decimal("18.50"), Decimal("0.00"), Decimal("-100.00")], pa.decimal128(10, 2)),
+            ["18.5", "0", "-100"],
+        ),
+        (pa.array([Decimal("1" * 50), Decimal(-1), Decimal(0)], pa.decimal256(76, 0)), ["1" * 50, "-1", "0"]),
+        (pa.array(["7", "1e-05", "7"]).dictionary_encode(), ["7", "1e-05", "7"]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_a_number_in_parquet_is_a_ground_truth_of_its_value(tmp_path, column, texts):
+    path = tmp_path / "x.parquet"
+    inside = pa.StructArray.from_arrays([column], ["ground_truth"])
+    for table in ({"question": ["q"] * 3, "answer": column}, {"question": ["q"] * 3, "reward_model": inside}):
+        pq.write_table(pa.table(table), path)
+        assert [p.ground_truth for p in read(str(path))] == texts
+
+
+def test_a_dataset_folder_keeps_the_value_of_short_floats(tmp_path, local_hub):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    pq.write_table(pa.table({"question": ["q"], "answer": pa.array([0.1], pa.float32())}), folder / "rows.parquet")
+    assert [p.ground_truth for p in read(str(folder))] == ["0.1"]
+
+
+def test_messages_written_as_json_text_are_read_as_messages(tmp_path):
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1?"}]
+    assert read_row(tmp_path, {"prompt": json.dumps(messages), "answer": 2}).messages == messages
+    # A problem may begin with a bracket.
+    for problem in (
+        "What does <video> do in HTML?",
+        "[1, 2, 3] has which sum?",
+        '{"a": 1}',
+        "[x] is the floor of x; the user's role?",
+    ):
+        assert read_row(tmp_path, {"prompt": problem, "answer": 2}).messages[0]["content"] == problem
+
+
+def test_columns_for_pictures_may_be_there_and_empty(tmp_path):
+    row = {"question": "q", "answer": 2, "image": None, "images": [], "video_1": "", "imagery": "rich"}
+    row["figure"] = {"bytes": None, "path": None}
+    assert read_row(tmp_path, row).ground_truth == "2"
 
 
 def test_jsonl_may_have_blank_lines_and_a_byte_order_mark(tmp_path):
@@ -113,6 +187,31 @@ GOOD = {"question": "a", "answer": 1}
         ({"question": "a", "answer": " "}, "`answer` must be a text or a number, got ' '"),
         ({"question": "a", "answer": True}, "`answer` must be a text or a number, got True"),
         ({"question": "a", "answer": float("nan")}, "`answer` must be a text or a number, got nan"),
+        ({"question": "a", "answer": float("-inf")}, "`answer` must be a text or a number, got -inf"),
+        ({"question": "a", "answer": None}, r"must be given, got the columns question, answer \(null\)"),
+        ({"question": "a", "answer": 10**1000}, "`answer` must be a number of at most 1000 digits, got 1000"),
+        ({"question": "a", "answer": "\ud835"}, r"`answer` must be Unicode text, got half a character"),
+        ({"question": "a\ud835", "answer": 1}, r"`question` must be Unicode text, got half a character"),
+        (
+            {"prompt": str([{"role": "user", "content": "a"}]), "answer": 1},
+            r"`prompt` must be a text or a list of messages, which may be JSON text, got \"\[{'role': 'user'",
+        ),
+        (
+            {"prompt": '[{"from": "human", "value": "a"}]', "answer": 1},
+            "`prompt` must be a text, or a list of messages",
+        ),
+        ({"prompt": '{"role": "user", "content": "a"}', "answer": 1}, "`prompt` must be a text, or a list of messages"),
+        ({"question": "<image>\nHow many?", "answer": 1}, "`question` must be text alone, got '<image>' in it"),
+        (
+            {"prompt": [{"role": "user", "content": "see <|image_1|>"}], "answer": 1},
+            r"`prompt` must be text alone, got '<\|image_1\|>' in it",
+        ),
+        ({"question": "a", "answer": 1, "images": ["a.png"]}, r"must be text alone, got \['a.png'\] in `images`"),
+        ({"question": "a", "answer": 1, "video": "a.mp4"}, "must be text alone, got 'a.mp4' in `video`"),
+        (
+            {"question": "a", "answer": 1, "figure": {"bytes": "iVBO", "path": None}},
+            "must be text alone, got .* in `figure`",
+        ),
         ({"question": "a", "answer": ["1"]}, "`answer` must be a text or a number"),
         ({"question": "a", "reward_model": "1"}, "`reward_model` must be an object with `ground_truth`, got '1'"),
         (
@@ -135,6 +234,28 @@ def test_a_malformed_parquet_row_is_named_by_file_and_row(tmp_path):
         InputError, match=r"x.parquet, row 1500: one of .* must be given, got the columns question, answer"
     ):
         read(str(path))
+
+
+def test_a_date_is_no_ground_truth(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"question": ["q"], "answer": pa.array([date(2024, 1, 5)])}), path)
+    with pytest.raises(
+        InputError, match=r"row 0: `answer` must be a text or a number, got datetime.date\(2024, 1, 5\)"
+    ):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"answer": ' + "1" * 5000 + "}", '{"answer": ' + "[" * 100_000 + "}", '{"answer": 1e9999999999999999999}']
+)
+def test_json_that_python_cannot_hold_is_named_by_its_row(tmp_path, line):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"question": "a", "answer": 1}}\n{line}\n')
+    with pytest.raises(
+        InputError, match=r"x.jsonl, row 1 \(line 2\): the line must be one JSON object, got: ."
+    ) as caught:
+        read(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_line_that_is_no_json_object_is_named(tmp_path):
@@ -191,6 +312,26 @@ def test_a_source_of_no_known_form_is_refused_with_the_forms(given):
         read(given)
 
 
+@pytest.mark.parametrize("given", ["~nobody-of-this-name/a.jsonl", "x" * 300 + ".jsonl"])
+def test_a_path_that_cannot_be_looked_at_is_refused_in_one_line(given):
+    with pytest.raises(InputError, match=r"`data.train` must be a .parquet or .jsonl file, .*, got '.*: .+"):
+        read(given)
+
+
+def test_a_dataset_with_pictures_is_refused_before_they_are_decoded(tmp_path, local_hub):
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "answer": datasets.Value("string"), "figure": datasets.Image()}
+    )
+    rows = {"question": ["q", "q"], "answer": ["1", "2"], "figure": [None, {"bytes": b"no picture", "path": None}]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "rows.parquet")
+    with pytest.raises(InputError, match=r"seen, row 1: the row must be text alone, got .* in `figure`"):
+        read(str(folder))
+    with pytest.raises(InputError, match=r"rows.parquet, row 1: the row must be text alone, got .* in `figure`"):
+        read(str(folder / "rows.parquet"))
+
+
 def test_every_shipped_data_file_is_whole():
     for path in RECIPES.glob("*.jsonl"):
         problems = read(f"recipes:{path.name}")
@@ -242,6 +383,15 @@ def test_a_hub_dataset_that_cannot_be_reached_is_refused_in_one_line(local_hub):
         with pytest.raises(InputError, match=rf"`data.train` must be .*, got '{given}': .+") as caught:
             read(given)
         assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(local_hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"got 'org/none:train': not a folder, and the Hub cannot be reached \(.+\)"):
+        read("org/none:train")
+    assert time.monotonic() - began < 10  # the library's own requests are repeated for 25 s
 
 
 def test_sources_get_short_names_that_are_never_shared():

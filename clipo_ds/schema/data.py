@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from clipo_ds.schema.base import require
 
@@ -22,6 +22,9 @@ class DataConfig:
     """System message put before every prompt, in place of the row's own; null leaves the rows as they are."""
     instruction: str | None = None
     """Text appended to every user message, after a line break; null adds nothing."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Names and values for the model's chat template, as `{enable_thinking: false}`; only names that it reads are
+    taken. Evaluations of the run use them too."""
     max_prompt_tokens: int = 512
     """Prompts longer than this, in tokens, are dropped and counted."""
     max_rows: int | None = None
