@@ -54,7 +54,7 @@ class Prompt:
     source: str  # `data_source` of the row, or the file's stem
     kind: str = "math"  # which verifier judges the answer: math | choice | arithmetic
     metadata: Mapping[str, Any] = field(default_factory=dict)  # other columns, for user reward functions
-    where: str = ""  # file and row, for messages; empty for a problem of the built-in task
+    where: str = field(default="", compare=False)  # file and row, for messages; empty in the built-in task
 
 
 @dataclass(frozen=True)
