@@ -58,7 +58,7 @@ class Prompt:
     source: str  # `data_source` of the row, or the file's stem
     kind: str = "math"  # which verifier judges the answer: math | choice | arithmetic
     metadata: Mapping[str, Any] = field(default_factory=dict)  # other columns, for user reward functions
-    where: str = ""  # file and row, for messages; empty for a problem of the built-in task
+    where: str = field(default="", compare=False)  # file and row, for messages; empty in the built-in task
     row: str = ""  # digest of problem and truth as they were read: the chat template may put the date into `text`
 
 

@@ -47,6 +47,7 @@ def rollout_columns(step: int, num: int = 4, size: int = 3) -> dict:
         "ground_truth": ["7"] * num,
         "extracted": [None if i == 0 else "7" for i in range(num)],
         "correct": np.arange(num) % 2 == 1,
+        "status": ["wrong"] * num,
         "process_consistent": [None, True, False, True][:num],
         "reward": [float(step)] * num,
         "contrastive_loss": [None, 2.5, None, 0.5][:num],
@@ -168,6 +169,7 @@ def test_rollouts_come_back_as_they_were_written(tmp_path):
         "ground_truth": "7",
         "extracted": None,
         "correct": False,
+        "status": "wrong",
         "process_consistent": None,
         "reward": 12.0,
         "contrastive_loss": None,
@@ -212,7 +214,7 @@ def test_a_table_of_rollouts_becomes_a_data_frame(tmp_path):
 
 def test_nullable_columns_may_be_left_out(tmp_path):
     columns = rollout_columns(1)
-    for name in ("extracted", "process_consistent", "contrastive_loss", "contrastive_reward", "embedding"):
+    for name in ("extracted", "status", "process_consistent", "contrastive_loss", "contrastive_reward", "embedding"):
         del columns[name]
     new_run(tmp_path).write_rollouts(1, columns)
     table = open_run(tmp_path).rollouts()
