@@ -44,6 +44,7 @@ from clipo_ds.rewards import Judge, load_functions
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.sources import name_sources
+from clipo_ds.thoughts import thought_tags
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.vllm_checks import check_vllm
@@ -184,7 +185,7 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
     return Plan(config, spec, ds_config, facts, prompts, tests, run_dir, resume_from, room)
 
 
-def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
+def build_judge(config: TrainConfig, spec: ObjectiveSpec, tokenizer: PreTrainedTokenizerBase) -> Judge:
     """The judge with the objective's default for the overlong penalty filled in."""
     cap = config.rollout.max_new_tokens
     buffer = config.reward.overlong_buffer
@@ -192,6 +193,7 @@ def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
         config.reward,
         overlong_buffer=int(spec.overlong_fraction * cap) if buffer is None else buffer,
         max_new_tokens=cap,
+        tags=thought_tags(config.data.thought_tags, tokenizer.chat_template),
     )
 
 
@@ -233,7 +235,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         writer = _open_run_folder(plan, progress, ranks) if ranks.is_main else None
         trackers = _start_trackers(plan, ranks)
         when_failing.callback(trackers.finish)
-        judge = build_judge(config, plan.spec)
+        judge = build_judge(config, plan.spec, plan.model.tokenizer)
         when_failing.callback(judge.close)
         distributed.barrier()
         display.say(f"run folder {plan.run_dir}")
@@ -323,6 +325,7 @@ def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
         max_sequences=config.rollout.max_sequences,
         stop_ids=stop_ids,
         sleep=config.sampler_sleeps,
+        thought_tags=config.data.thought_tags,
     )
 
 

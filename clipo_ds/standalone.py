@@ -23,6 +23,7 @@ from clipo_ds.records import RunWriter
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
+from clipo_ds.thoughts import thought_tags
 from clipo_ds.types import InputError, Prompt
 
 logger = logging.getLogger(__name__)
@@ -71,10 +72,12 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     model = load_causal_lm(materialise_model(reference), dtype=dtype, device=device)
-    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences)
+    given = config.data.thought_tags if config is not None else None
+    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences, thought_tags=given)
+    tags = thought_tags(given, facts.tokenizer.chat_template)
     sampled = arguments.samples > 1
     results = []
-    with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens) as judge:
+    with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens, tags=tags) as judge:
         for name, prompts in tests.items():
             rows = run_problems(
                 engine,

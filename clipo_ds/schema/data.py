@@ -22,11 +22,18 @@ class DataConfig:
     """System message put before every prompt, in place of the row's own; null leaves the rows as they are."""
     instruction: str | None = None
     """Text appended to every user message, after a line break; null adds nothing."""
+    thought_tags: list[str] | None = None
+    """Opening and closing tags of the model's thoughts in turn (`["<think>", "</think>"]`), between which no answer is
+    looked for; null takes the usual ones and those of the chat template, `[]` none."""
     max_prompt_tokens: int = 512
     """Prompts longer than this, in tokens, are dropped and counted."""
     max_rows: int | None = None
     """Read at most this many rows of each training file; null reads all."""
 
     def __post_init__(self) -> None:
+        tags = self.thought_tags or []
+        in_pairs = len(tags) % 2 == 0 and all(tag.strip() for tag in tags) and len(set(tags)) == len(tags)
+        rule = "null or pairs of an opening and a closing tag, all different"
+        require(in_pairs, "data.thought_tags", rule, self.thought_tags)
         require(self.max_prompt_tokens >= 1, "data.max_prompt_tokens", "at least 1", self.max_prompt_tokens)
         require(self.max_rows is None or self.max_rows >= 1, "data.max_rows", "null or at least 1", self.max_rows)
