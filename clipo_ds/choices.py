@@ -16,7 +16,7 @@ _LETTER_LABEL = re.compile(
     r"(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[.):]|([A-J])\s*(?:,|-+)|([B-HJ])\s(?!\s*[-+=]))\s*(\S.*)", re.DOTALL
 )
 _LETTER_FIRST = re.compile(r"\(?([A-HJ]|I(?!\s+[a-z]))\)?(?![A-Za-z'])(.*)", re.DOTALL)
-_LETTERS = r"\(?[A-J]\)?(?:(?:\s*,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)\(?[A-J]\)?)*"
+_LETTERS = r"\(?[A-J]\)?(?:(?:\s*,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)\(?[A-J]\)?){0,9}"
 _DENIED = re.compile(  # "it cannot be A or C", "A and C are wrong"
     r"(?:\b(?:not|cannot|never|neither|rather than|instead of|other than|unlike|excludes?|eliminates?|rules? out)\b"
     r"|n['\u2019]t\b)"

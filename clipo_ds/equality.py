@@ -314,6 +314,8 @@ def _compared(answer: str, truth: str, algebra: Algebra | None) -> bool | None:
             return given.equals(expected)
     elif sequence(right) is None and is_words(truth):
         return _ARTICLE.sub("", left.lower()).replace(" ", "") == _ARTICLE.sub("", right.lower()).replace(" ", "")
+    if len(left) >= 2 and left.lower() == right.lower() and is_words(answer):
+        return True  # \text{Yes} for yes, which alone could be a product
     verdict = _same_system(left, right, algebra)
     if verdict is not None:
         return verdict

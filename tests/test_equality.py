@@ -82,6 +82,7 @@ SAME = [
     ("Evelyn", r"\text{Evelyn}"),
     (r"\textbf{evelyn}", r"\text{Evelyn}"),
     ("an ellipse", r"\text{ellipse}"),
+    (r"\text{Yes}", "yes"),
     (r"\text{four}", "4"),
     ("4", r"\mbox{four}"),
     ("52", "52_8"),
@@ -308,6 +309,14 @@ def test_adversarial_answers_are_quick():
         "9",
         r"\sqrt",
         "x=",
+        "x=1,",
+        "1<x, ",
+        "1:0",
+        "1 h ",
+        r"\cup",
+        r"\pm",
+        r"\begin{cases}",
+        r"0.\overline{",
     ):
         for truth in ("5", "1,2,3", r"\text{word}", "(1,2)", r"\frac{1}{2}"):
             same_answer((unit * 1000)[:1000], truth)

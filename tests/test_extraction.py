@@ -214,9 +214,17 @@ def test_long_and_malformed_texts_take_linear_time():
         r"\boxed{5}" * 20_000,
         "{" * 50_000 + "}" * 50_000,
         "answer is " * 10_000,
+        "Answer $" * 10_000,
+        r"\boxed{1} a and " * 6_000,
+        "<think>" * 15_000,
+        "Answer: The a is " * 6_000,
         "#### " * 20_000,
     ):
         final_answer(text)
+        final_answer(text, "choice")
+    for text in ("A" + " or A" * 20_000, r"\begin{cases}" * 8_000):
+        choice_in_sentence(text)
+        truth_answers(text)
     assert time.perf_counter() - began < 5
 
 
