@@ -29,6 +29,9 @@ from clipo_ds.real_sets import is_unmistakable, read_set, same_set
 from clipo_ds.spelling import canonical, number, plain_latex
 
 _DIGITS = (40, 200, 1000)  # precisions at which two numbers are held against each other
+_BEYOND_SYMPY = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What sympy raises where an expression is none that it can evaluate, compare or solve."""
+
 _MAX_EXACT_DIGITS = 1_000_000  # of an integer that is written out; what is larger must be equal as it stands
 _POINTS = tuple(
     tuple(Fraction(top, bottom) for top, bottom in row)
@@ -66,10 +69,9 @@ def by_algebra(answer: str, truth: str) -> bool:
     from math_verify.grader import is_assignment_relation, is_equation
     from sympy import Eq
 
-    if is_unmistakable(canonical(answer)) or is_unmistakable(canonical(truth)):
-        sets = read_set(canonical(answer), _real), read_set(canonical(truth), _real)
-        if sets[0] and sets[1]:
-            return same_set(sets[0], sets[1])
+    verdict = _sets_equal(answer, truth)
+    if verdict is not None:
+        return verdict
     gold, pred = _parse(truth), _parse(answer)
     if not gold or not pred:
         return False
@@ -80,6 +82,8 @@ def by_algebra(answer: str, truth: str) -> bool:
         return False
     as_written = re.search(r"%|circ|degree|\u00b0", answer + truth) is not None  # for which verify has rules of its own
     for ours, theirs in _readings(answer, truth, pred, gold):
+        if not ours or not theirs:
+            continue
         verdict = None if as_written and ours is pred else _decided(answer, truth, ours[0], theirs[0])
         if verdict is None:
             verdict = verify(theirs, ours, allow_set_relation_comp=True, timeout_seconds=None)
@@ -94,7 +98,10 @@ def _parse(answer: str) -> list[Any]:
     text = plain_latex(answer)
     if _TRIGONOMETRIC.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)  # the parser drops the sign, and takes the sine of 30
-    return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    try:
+        return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    except _BEYOND_SYMPY:  # an inequality between complex numbers
+        return []
 
 
 def _readings(answer: str, truth: str, pred: list[Any], gold: list[Any]) -> Iterator[tuple[list[Any], list[Any]]]:
@@ -119,11 +126,23 @@ def _readings(answer: str, truth: str, pred: list[Any], gold: list[Any]) -> Iter
             yield _parse(left), _parse(right)
 
 
+def _sets_equal(answer: str, truth: str) -> bool | None:
+    """Equality of two sets of real numbers; None where one of the two is none that can be read."""
+    ours, theirs = canonical(answer), canonical(truth)
+    if not (is_unmistakable(ours) or is_unmistakable(theirs)):
+        return None
+    try:
+        sets = read_set(ours, _real), read_set(theirs, _real)
+        return same_set(sets[0], sets[1]) if sets[0] and sets[1] else None
+    except _BEYOND_SYMPY:
+        return None
+
+
 def _decided(answer: str, truth: str, pred: Any, gold: Any) -> bool | None:
     """Equality of two numbers or of two expressions; None for anything else, and for what sympy cannot evaluate."""
     try:
         return _decided_by_value(answer, truth, pred, gold)
-    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
+    except _BEYOND_SYMPY:
         return None
 
 
@@ -190,12 +209,12 @@ def _expressions_equal(one: Any, other: Any) -> bool | None:
 
 def numbers_equal(left: Any, right: Any) -> bool:
     """Whether two exact numbers are equal, whatever their size: compared in digits of their own size."""
-    from sympy import Abs, N, Rational, nan, simplify
+    from sympy import Abs, Rational, nan, simplify
 
     if left == right:
         return True
     for digits in _DIGITS:
-        ours, theirs = N(left, digits), N(right, digits)
+        ours, theirs = _evaluated(left, digits), _evaluated(right, digits)
         size, apart = max(abs(ours), abs(theirs), key=_magnitude), Abs(ours - theirs)
         if nan in (ours, theirs, apart) or not apart.is_number:
             return False
@@ -211,6 +230,14 @@ def numbers_equal(left: Any, right: Any) -> bool:
     if difference.is_zero is None:
         difference = simplify(difference)
     return difference.is_zero is not False
+
+
+def _evaluated(expression: Any, digits: int) -> Any:
+    """An expression in so many digits of its own size; zero where it cancels to nothing in far more than those."""
+    from sympy import Float, Integer, N
+
+    value = N(expression, digits)
+    return Integer(0) if isinstance(value, Float) and value._prec < 20 else value
 
 
 def _magnitude(value: Any) -> Any:
@@ -244,7 +271,7 @@ def _is_rounded(decimal: Fraction, num_decimals: int, num_significant: int, exac
 
 def _equal_in_points(pred: Any, gold: Any, *, up_to_factor: bool = False) -> bool | None:
     """Equality of two expressions, or of their ratio, in all points where both are real; None where no point tells."""
-    from sympy import I, N, Rational, nan, zoo
+    from sympy import I, Rational, nan, zoo
 
     names = sorted({symbol.name for symbol in pred.free_symbols | gold.free_symbols})
     if len(names) > len(_POINTS[0]):
@@ -257,7 +284,7 @@ def _equal_in_points(pred: Any, gold: Any, *, up_to_factor: bool = False) -> boo
         at = {symbol: values[symbol.name] for symbol in pred.free_symbols | gold.free_symbols}
         if not with_i and not all(_is_real_at(side, at) for side in (pred, gold)):
             continue
-        ours, theirs = (N(side.subs(at), 60) for side in (pred, gold))
+        ours, theirs = (_evaluated(side.subs(at), 60) for side in (pred, gold))
         if any(not value.is_number or value.has(nan, zoo) for value in (ours, theirs)):
             continue
         if up_to_factor:
