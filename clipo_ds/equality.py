@@ -44,6 +44,7 @@ _FREE_LETTER = re.compile(
     r"\\(?:bmod|mod|pmod|gcd|binom|frac|sqrt|cdot|times|div|log|ln|sin|cos|tan|pi|lfloor|rfloor|lceil|rceil|left"
     r"|right|equiv)(?![A-Za-z])|(?<![A-Za-z\\])(?:mod|gcd|lcm|log|ln|sin|cos|tan|max|min)(?![A-Za-z])|([A-Za-z])"
 )
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _MODULUS = re.compile(r"\s*(?:\\pmod\s*\{?\d+\}?|\(\s*(?:\\bmod|\\mod|mod)\s*\{?\d+\}?\s*\))\s*$")
 _LABEL = re.compile(r"[A-Za-z][A-Za-z ]{0,40}:\s+")
 _APPROXIMATION = re.compile(r"(?<=\S)\s*\\approx.*", re.DOTALL)
@@ -148,9 +149,9 @@ def _same_unordered(answers: tuple[str, ...], truths: tuple[str, ...], algebra: 
 
 def _same_sequence(answer: str, truth: str, algebra: Algebra | None) -> bool | None:
     ours, theirs = sequence(answer), sequence(truth)
-    if theirs and not ours and r"\pm" in answer:
+    if theirs and not ours and _PLUS_MINUS.search(answer):
         ours = ("", (answer,), "")
-    elif ours and not theirs and r"\pm" in truth:
+    elif ours and not theirs and _PLUS_MINUS.search(truth):
         theirs = ("", (truth,), "")
     if ours is None or theirs is None:
         # A list is not the one answer asked for, unless it says that one again and again; nor the other way round.
@@ -177,11 +178,11 @@ def _same_sequence(answer: str, truth: str, algebra: Algebra | None) -> bool | N
 
 def _alternatives(elements: tuple[str, ...]) -> tuple[str, ...]:
     r"""Elements with the one \pm of each written out."""
-    return tuple(
-        element.replace(r"\pm", sign) if element.count(r"\pm") == 1 else element
-        for element in elements
-        for sign in (("+", "-") if element.count(r"\pm") == 1 else ("",))
-    )
+    written: list[str] = []
+    for element in elements:
+        signs = "+-" if len(_PLUS_MINUS.findall(element)) == 1 else ()
+        written += [_PLUS_MINUS.sub(sign, element) for sign in signs] or [element]
+    return tuple(written)
 
 
 def _unassigned(answer: str, truth: str) -> tuple[str, str] | None:
