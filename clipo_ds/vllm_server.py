@@ -63,7 +63,7 @@ class VllmServerEngine:
         thought_tags: Sequence[str] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self._text_of = response_decoder(tokenizer, thought_tags)
+        self._thought_tags = thought_tags
         self.max_sequences = max_sequences
         self._clients = list(clients)
         self._stop_ids = sorted(stop_ids)
@@ -271,4 +271,5 @@ class VllmServerEngine:
                 )
 
     def _with_texts(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
-        return tuple(replace(rollout, text=self._text_of(rollout.token_ids)) for rollout in rollouts)
+        text_of = response_decoder(self.tokenizer, self._thought_tags)
+        return tuple(replace(rollout, text=text_of(rollout.token_ids)) for rollout in rollouts)
