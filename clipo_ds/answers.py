@@ -23,10 +23,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clipo_ds.choices import choice_in_sentence, choice_letter
 from clipo_ds.equality import MAX_ANSWER_CHARS, same_answer
-from clipo_ds.extraction import choice_in_sentence, choice_letter, final_answer, find_boxes, truth_answers
+from clipo_ds.extraction import final_answer, find_boxes, truth_answers
 from clipo_ds.math_worker import Outcome
 from clipo_ds.symbolic import SymbolicPool
+from clipo_ds.thoughts import KNOWN_TAGS, ThoughtTags
 from clipo_ds.types import InputError, Prompt
 
 KINDS = ("math", "choice", "arithmetic")
@@ -72,9 +74,10 @@ class AnswerVerifier:
     [(True, '7', 'verified'), (False, 'I give up after 7 tries, sorry', 'wrong')]
     """
 
-    def __init__(self, workers: int = 2, timeout: float = 5.0) -> None:
+    def __init__(self, workers: int = 2, timeout: float = 5.0, *, tags: ThoughtTags = KNOWN_TAGS) -> None:
         if workers < 1:
             raise InputError(f"`workers` must be at least 1, got {workers!r}")
+        self._tags = tags
         self._timeout = _checked_timeout(timeout, "timeout")
         self._pool = SymbolicPool(workers)
         self._endless: dict[str, bool] = {}  # accepted answers that were compared with themselves: were they stopped?
@@ -116,7 +119,8 @@ class AnswerVerifier:
                 "`texts`, `ground_truths` and `kinds` must be of one length, "
                 f"got {len(texts)}, {len(ground_truths)} and {len(kinds)}"
             )
-        judged = [_judge_cheaply(*row) for row in zip(texts, map(str, ground_truths), kinds, strict=True)]
+        rows = zip(texts, map(str, ground_truths), kinds, strict=True)
+        judged = [_judge_cheaply(*row, self._tags) for row in rows]
         # Equal comparisons are made once: the rollouts of a group share the truth and often the answer.
         open_pairs = dict.fromkeys(pair for _, pairs in judged for pair in pairs)
         seconds = self._timeout if timeout is None else timeout
@@ -157,12 +161,14 @@ def _settle(verdict: Verdict, outcomes: list[Outcome]) -> Verdict:
     return Verdict(status == "verified", verdict.extracted, status)
 
 
-def _judge_cheaply(text: str, ground_truth: str, kind: str) -> tuple[Verdict, list[tuple[str, str]]]:
+def _judge_cheaply(
+    text: str, ground_truth: str, kind: str, tags: ThoughtTags = KNOWN_TAGS
+) -> tuple[Verdict, list[tuple[str, str]]]:
     """The verdict, and the (answer, truth) pairs that only algebra can decide (then the verdict is provisional)."""
     if kind not in KINDS:
         raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}")
     truths = truth_answers(ground_truth, kind)
-    answer = final_answer(text, kind)
+    answer = final_answer(text, kind, tags)
     if not truths:
         return Verdict(False, answer, "no_truth"), []
     if answer is None:
@@ -170,7 +176,7 @@ def _judge_cheaply(text: str, ground_truth: str, kind: str) -> tuple[Verdict, li
     if kind == "arithmetic":
         return _verdict(_same_integer(answer, truths[0]), answer), []
     if kind == "choice" and (expected := choice_letter(truths[-1])):
-        letter = choice_letter(answer) if find_boxes(text) else choice_in_sentence(answer)
+        letter = choice_letter(answer) if find_boxes(tags.after(text) or "") else choice_in_sentence(answer)
         return _verdict(letter == expected, letter or answer), []
     verdicts = [same_answer(answer, truth) for truth in truths]
     if True in verdicts:

@@ -1,17 +1,22 @@
 r"""Where a response says its final answer, and which answers a ground truth accepts: text in, text out.
 
-Imports the standard library only. Whether two answers mean the same is decided in `clipo_ds.equality` (cheap) and
-`clipo_ds.symbolic` (math-verify); this file only finds them.
+Imports `clipo_ds.thoughts`, `clipo_ds.stated`, `clipo_ds.choices` and the standard library. Whether two answers mean
+the same is decided in `clipo_ds.equality` (cheap) and `clipo_ds.symbolic` (algebra); this file only finds them.
 
-The final answer of a response, in this order (what follows the last ``</think>``, where there is one):
+The final answer of a response, in this order (in what follows its thoughts; a thought that never closes leaves none):
 
 1. the last ``\boxed{...}`` (or ``\fbox``). Boxes with nothing but a comma, "and", "or" or a ``name =`` between them are
    one answer with several parts, so ``\boxed{1} \boxed{2}`` claims both: listing guesses never earns what one of them
-   would. Boxes with words between them are a change of mind, and the last one counts. An unclosed box is no answer.
+   would; so are boxes with the names of the parts ("\boxed{9} cups and \boxed{2} plates"). Other words between boxes
+   are a change of mind, and the last one counts. An unclosed box is no answer.
 2. the last ``<answer>...</answer>``;
-3. the last line of the form ``#### 42`` (GSM8K's; text after the marks counts in the very last line only);
-4. the rest of the sentence after the last "answer is" or "answer:";
+3. what follows the last ``####`` with a number alone (GSM8K's mark, wherever in its line, the number with or without
+   markup); text after the mark counts in the very last line only;
+4. the rest of the sentence after the last "answer is" or "answer:", or the maths after "Answer" that fill a line; where
+   options are asked for also "the correct option is (B)";
 5. the whole response when it is one short line ("42", "x = 5").
+
+A sentence about one number in 1 to 4 ("Answer: There are 12 pens.") stands for that number (`clipo_ds.stated`).
 
 A number somewhere in the text is not an answer: a response that repeats the problem, or stops half-way, must not be
 right by luck. What takes the last number as a fallback (math-verify's default) is more lenient; verl's box rule and
@@ -24,7 +29,10 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-MAX_BARE_CHARS = 60  # a whole response of at most this many characters, in one line, is its own answer
+from clipo_ds.choices import unwrap_text
+from clipo_ds.stated import MAX_PLAIN_CHARS, is_prose, stated_value
+from clipo_ds.thoughts import KNOWN_TAGS, ThoughtTags
+
 _TAIL_CHARS = 2000  # phrases are sought in the last characters only, so that a long response costs no more
 
 _BOX_TOKEN = re.compile(r"\\\\|\\[{}]|\\(?:boxed|fbox)(?![A-Za-z])\s*\{|\\(?:boxed|fbox)(?![A-Za-z])\s*(?!\s*\{)|[{}]")
@@ -33,34 +41,50 @@ _JOINED = re.compile(
     r"(?:[\s$*.,;:&]|\\[()\[\],;!]|\\q?quad|\\(?:text|mbox)\s*\{[\s,]*(?:and|or)?\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))*"
     r"(?:(?:\\[a-z]+|[A-Za-z])(?:_\{?\w\}?)?(?:\([A-Za-z]\))?\s*=[\s$]*)?"  # x=, \theta =, k_1 =, g(x)=
 )
+_NO_NAME = (
+    r"(?:is|are|was|were|be|but|not?|and|or|then|wait|so|hence|thus|hmm|actually|wrong|right|which|that|this|it|we|if|when"
+    r"|because|since|instead|rather|sorry|maybe|first|finally|now|therefore|as|to|from)(?![A-Za-z])"
+)
+_NAME = rf"(?!{_NO_NAME})[a-z]{{2,}}(?![A-Za-z])"
+_NAMES = rf"{_NAME}(?:\s+{_NAME})?"
+_NAMED_PARTS = re.compile(  # "cups and", "cups,", ", plates:"
+    rf"[\s$]*{_NAMES}\s*(?:,\s*(?:and|or)|[,;]|and|or)[\s$]+(?:[A-Za-z]\s*=[\s$]*)?|[\s$]*(?:[,;]|,?\s*and\s)\s*{_NAMES}\s*[:=][\s$]*"
+)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
-_HASHES = re.compile(r"^\s*####[ \t]*(\S.*?)\s*$", re.MULTILINE)
-_HASHED_NUMBER = re.compile(r"^[ \t]*####[ \t]*([-+$]{0,2}\d[\d.,/]*[ \t]*%?)[ \t]*$", re.MULTILINE)
-_PHRASE = re.compile(
-    r"\banswers?\b\**(?:"
-    r"(?:\s+(?:to|for|of|in|here|choice|option)\b[^.\n=:,]{0,60}?|\s*\([^()\n]{0,40}\))?,?(?:\s+(?:therefore|thus|then),?)?"
-    r"\s+(?:is|are|equals|must be|should be|will be)\b(?!\s+not\b)"
-    r"|[ \t*]*[:=]|[ \t*]*\n)",  # "**Answer:** 5", "## Answer" over a line of its own
-    re.IGNORECASE,
+_HASHES = re.compile(r"#{4,}")
+_NUMBER_ALONE = re.compile(r"[-+\u2212]?(?:\\?[$\u20ac\u00a3]\s?)?[-+\u2212]?\.?\d[\d.,/]*\s?\\?%?")
+_BEFORE_SHOWN = re.compile(r"[\s:=*_`~]+|(?:the\s+)?(?:final\s+)?answer(?:\s+is\b|\s*(?=[:=*]))", re.IGNORECASE)
+_AFTER_SHOWN = re.compile(r"(?:[\s*_`~]|(?<=[\d$)}*])\.|</[A-Za-z][^<>]{0,20}>|<\|[^<>]{1,30}\|>)+\Z")
+_AROUND_SHOWN = re.compile(r"<([^<>]+)>|\[([^\[\],]+)\]|\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]")
+_SUBJECT = (
+    r"(?:\s+(?:to|for|of|in|here|choice|option)\b[^.\n=:,]{0,60}?|\s*\([^()\n]{0,40}\))?,?"
+    r"(?:\s+(?:therefore|thus|then),?)?"
+)
+_IS = r"\s+(?:is|are|equals|must be|should be|will be|would be|comes (?:out )?to|turns out to be)\b(?!\s+not\b)"
+_FILLED_LINE = r"(?:\$\$[^$\n]+\$\$|\$[^$\n]+\$|\\\([^\n]+\\\)|\\\[[^\n]+\\\])[\s*.]*$"
+_ANSWER = (
+    rf"\banswers?\b\**(?:{_SUBJECT}{_IS}"
+    r"|[ \t*]*[:=]|[ \t*]*\n)"  # "**Answer:** 5", "## Answer" over a line of its own
+    r"|\bans\b\.?[ \t*]*[:=]"
+    rf"|^[ \t>#*]*(?:the\s+)?(?:final\s+|correct\s+)?answer[ \t*]+(?={_FILLED_LINE})"  # "Answer $9$"
+)
+_PHRASE = re.compile(_ANSWER, re.IGNORECASE | re.MULTILINE)
+_CHOICE_PHRASE = re.compile(
+    rf"{_ANSWER}|\b(?:correct|right|best|final|my)\s+(?:choice|option|pick)\b\**(?:{_IS}|[ \t*]*:)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _FILLER = re.compile(
-    r"(?:\s|[:*=]|(?:therefore|thus|then|simply|just|equal to|given by|option|choice)\b)*", re.IGNORECASE
+    r"(?:\s|[:*=]|(?:therefore|thus|then|simply|just|equal to|given by|option|choice|for sure|definitely|certainly"
+    r"|clearly|surely|obviously|indeed|most likely|probably)\b,?)*",
+    re.IGNORECASE,
 )
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 _REASON = re.compile(r"\s*[,;(]*\s*\b(?:because|since|so|which|where|hence)\b.*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?=\s|\*|$)|\n")
-
-_WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|operatorname|boldsymbol|emph|underline)"
-    r"\s*\{([^{}]*)\}"
-)
-_LETTER_ALONE = re.compile(r"\(?\s*([A-Ja-j])\s*\)?\s*[.:]?")
-_LETTER_LABEL = re.compile(
-    r"(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[.):]|([A-J])\s*(?:,|-+)|([B-HJ])\s(?!\s*[-+=]))\s*(\S.*)", re.DOTALL
-)
-_LETTER_FIRST = re.compile(r"\(?([A-J])\)?(?![A-Za-z'])(.*)", re.DOTALL)
-_OTHER_LETTER = re.compile(
-    r"(?:\b(?:or|and)\b|[,;/&])\s*\(?[A-J]\)?(?![A-Za-z'])|\(\s*[A-J]\s*\)|(?<![A-Za-z])[A-J][.)]\s"
+_SENTENCE_END = re.compile(r"(?<!\bsq)(?<!\bcu)\.(?=\s|\*|$)|\n")
+_TRUTH_PHRASE = re.compile(
+    r"\W*(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:final|correct|right)\s+)*answer\b\**"
+    rf"(?:{_SUBJECT}{_IS}|[ \t*]*[:=])",
+    re.IGNORECASE,
 )
 
 
@@ -99,8 +123,8 @@ def last_boxes(text: str) -> list[str]:
 
     >>> last_boxes(r"First $\boxed{7}$. No: $x=\boxed{4}$ or $x=\boxed{-4}$.")
     ['4', '-4']
-    >>> last_boxes(r"I get \boxed{3}, but that is wrong, so it must be \boxed{4}.")
-    ['4']
+    >>> last_boxes(r"\boxed{9} cups and \boxed{2} plates"), last_boxes(r"\boxed{3}, but that is wrong, so \boxed{4}.")
+    (['9', '2'], ['4'])
     """
     boxes = find_boxes(text)
     if not boxes:
@@ -109,7 +133,8 @@ def last_boxes(text: str) -> list[str]:
     following = boxes[-1]
     for box in reversed(boxes[:-1]):
         between = text[box.end : following.start]
-        if box.end > following.start or len(between) > 60 or not _JOINED.fullmatch(between):
+        joined = len(between) <= 60 and (_JOINED.fullmatch(between) or _NAMED_PARTS.fullmatch(between))
+        if box.end > following.start or not joined:
             break
         if box.content not in parts:
             parts.insert(0, box.content)
@@ -117,11 +142,47 @@ def last_boxes(text: str) -> list[str]:
     return parts
 
 
-def _after_phrase(text: str) -> str | None:
+def _without_markup(text: str) -> str:
+    r"""A line without what stands around its answer.
+
+    >>> [_without_markup(text) for text in (": **22**", "$22$", "<22>", "The answer is 22.</answer>", "$1,200", "22$")]
+    ['22', '22', '22', '22', '$1,200', '22']
+    """
+    for _ in range(5):
+        before = text
+        text = _AFTER_SHOWN.sub("", text)
+        start = _BEFORE_SHOWN.match(text)
+        text = text[start.end() :] if start else text
+        around = _AROUND_SHOWN.fullmatch(text)
+        text = next(group for group in around.groups() if group).strip() if around else text
+        if text.count("$") == 1 and not text.startswith(("$", "-$", r"\$")):
+            text = text.rstrip("$")
+        if text == before:
+            break
+    return text
+
+
+def _after_hashes(text: str) -> str | None:
+    """What GSM8K's marks show: the last number alone behind one, or any text behind one in the last line."""
+    tail = text[-_TAIL_CHARS:].rstrip()
+    stop = len(tail)
+    for mark in reversed(list(_HASHES.finditer(tail))):
+        line, _, below = tail[mark.end() : stop].partition("\n")
+        shown = _without_markup(line)
+        is_last = "\n" not in tail[mark.end() :]
+        if not shown and below and stop == len(tail):
+            shown = _without_markup(below.strip().partition("\n")[0])  # the mark over a line of its own
+        if shown and (is_last or _NUMBER_ALONE.fullmatch(shown)):
+            return shown
+        stop = mark.start()
+    return None
+
+
+def _after_phrase(text: str, kind: str = "math") -> str | None:
     """The rest of the sentence after the last "answer is" or "answer:"."""
     tail = text[-_TAIL_CHARS:]
     phrase = None
-    for phrase in _PHRASE.finditer(tail):  # noqa: B007, the last match is wanted
+    for phrase in (_CHOICE_PHRASE if kind == "choice" else _PHRASE).finditer(tail):  # noqa: B007, the last one is wanted
         pass
     if phrase is None:
         return None
@@ -138,12 +199,14 @@ def _after_phrase(text: str) -> str | None:
     return _REASON.sub("", sentence).strip(" \t*") or None
 
 
-def final_answer(text: str, kind: str = "math") -> str | None:
+def final_answer(text: str, kind: str = "math", tags: ThoughtTags = KNOWN_TAGS) -> str | None:
     r"""The answer that a response settles on, as written, or None when it states none; the module's head has the order.
 
     Args:
         text: the response.
-        kind: ``arithmetic`` takes what follows the last ``#``, and nothing else; ``math`` and ``choice`` are alike.
+        kind: ``arithmetic`` takes what follows the last ``#``, and nothing else; ``choice`` knows a few phrases more
+            than ``math``.
+        tags: those of thoughts.
 
     >>> final_answer(r"So $x=\boxed{\dfrac{1}{2}}$.")
     '\\dfrac{1}{2}'
@@ -157,26 +220,31 @@ def final_answer(text: str, kind: str = "math") -> str | None:
     if kind == "arithmetic":
         _, mark, answer = text.rpartition("#")
         return answer.strip() or None if mark else None
-    text = text.rpartition("</think>")[2]
+    proper = tags.after(text)
+    if proper is None:
+        return None
+    stated, bare = _stated_answer(proper, kind)
+    return stated if stated is None or bare or kind == "choice" else stated_value(unwrap_text(stated)) or stated
+
+
+def _stated_answer(text: str, kind: str) -> tuple[str | None, bool]:
+    """The answer in a text without thoughts, and whether it is the text itself."""
     parts = last_boxes(text)
     if parts:
-        return ", ".join(parts) if all(parts) else None
+        return (", ".join(parts) if all(parts) else None), False
     tags = _ANSWER_TAG.findall(text)
     if tags:
-        return tags[-1].strip() or None
+        return tags[-1].strip() or None, False
     lines = text.strip()
-    numbers = _HASHED_NUMBER.findall(lines[-_TAIL_CHARS:])
-    last_line = _HASHES.fullmatch(lines[lines.rfind("\n") + 1 :])
-    if last_line or numbers:
-        return last_line.group(1) if last_line else numbers[-1]
+    shown = _after_hashes(lines)
+    if shown:
+        return shown, False
     if r"\boxed" in lines[-_TAIL_CHARS:]:
-        return None  # cut off inside the box
-    phrase = _after_phrase(text)
+        return None, False  # cut off inside the box
+    phrase = _after_phrase(text, kind)
     if phrase is not None:
-        return phrase
-    if lines and len(lines) <= MAX_BARE_CHARS and "\n" not in lines:
-        return lines
-    return None
+        return phrase, False
+    return (lines if lines and len(lines) <= MAX_PLAIN_CHARS and "\n" not in lines else None), True
 
 
 @lru_cache(maxsize=16384)
@@ -184,14 +252,18 @@ def truth_answers(ground_truth: str, kind: str = "math") -> tuple[str, ...]:
     r"""The answers that a ground truth accepts: one, or two where a worked solution ends in several joined boxes.
 
     A worked solution stands for its last box; when that box is joined to others ("$\boxed{4}$ or $\boxed{-4}$") the
-    whole list is accepted as well. ``#### 42`` stands for 42, and anything else for itself. Empty when there is none.
+    whole list is accepted as well. ``#### 42``, ``<answer>42</answer>`` and "The answer is 42" stand for 42, and so
+    does a sentence about this one number; other prose has no answer, and anything else stands for itself. Empty when
+    there is none.
 
     >>> truth_answers(r"so $a+b=-3+3=\boxed{0}$.")
     ('0',)
     >>> truth_answers(r"$k = \boxed{12}$ and $k = \boxed{18}$")
     ('12, 18', '18')
-    >>> truth_answers("He has 6*7=<<6*7=42>>42 left.\n#### 42")
-    ('42',)
+    >>> [truth_answers(truth) for truth in ("6*7=<<6*7=42>>42 are left.\n#### 42", "Answer: 42", "He has 42 left.")]
+    [('42',), ('42',), ('42',)]
+    >>> truth_answers("He buys 3 boxes of 14 pens each, so he takes three times fourteen of them home.")
+    ()
     """
     text = ground_truth.strip()
     if kind == "arithmetic":
@@ -201,59 +273,17 @@ def truth_answers(ground_truth: str, kind: str = "math") -> tuple[str, ...]:
         parts = last_boxes(text)
         answers = (", ".join(parts), parts[-1]) if len(parts) > 1 else tuple(parts)
         return tuple(answer for answer in answers if answer)
-    hashes = _HASHES.findall(text)
-    answer = hashes[-1] if hashes else text
-    return (answer,) if answer else ()
+    declared = _declared_truth(text, kind)
+    return (declared,) if declared else ()
 
 
-def unwrap_text(answer: str) -> str:
-    r"""``\text{...}``, ``\textbf{...}``, ``\mathrm{...}`` and the like replaced by their contents, inner ones first.
-
-    >>> unwrap_text(r"5\text{ cm}"), unwrap_text(r"\textbf{(A) } bank")
-    ('5 cm', '(A)  bank')
-    """
-    for _ in range(4):
-        unwrapped = _WRAPPER.sub(r"\1", answer)
-        if unwrapped == answer:
-            break
-        answer = unwrapped
-    return answer
-
-
-def choice_letter(answer: str) -> str | None:
-    r"""The option A to J that an answer picks, in upper case, or None when it picks none, or more than one.
-
-    A letter alone counts in either case; a letter with the option's text needs its mark ("A. bank", "(a) bank",
-    "A - bank"), because "a bank" is also English. A second letter joined to it ("A or B", "A, C") spoils it.
-
-    >>> [choice_letter(a) for a in ("(A)", r"\text{A}", "A. bank", r"\textbf{(A) } bank", "b", "option C")]
-    ['A', 'A', 'A', 'A', 'B', 'C']
-    >>> [choice_letter(a) for a in ("A or B", "A, B", "a bank", "A. bank or B. mall", "bank")]
-    [None, None, None, None, None]
-    """
-    text = unwrap_text(answer).replace("\\ ", " ").replace("\\,", " ").replace("~", " ")
-    text = re.sub(r"[$*`{}]|\\[()]", "", text).strip().rstrip(".")
-    text = re.sub(r"^(?:(?:the|correct|final|answer|option|choice|is)\b[\s:]*)+", "", text, flags=re.IGNORECASE)
-    alone = _LETTER_ALONE.fullmatch(text)
-    if alone:
-        return alone.group(1).upper()
-    label = _LETTER_LABEL.fullmatch(text)
-    if label is None:
-        return None
-    which = next(i for i, letter in enumerate(label.groups(), start=1) if letter)
-    return None if _OTHER_LETTER.search(text, label.end(which)) else label.group(which).upper()
-
-
-def choice_in_sentence(answer: str) -> str | None:
-    """As `choice_letter`, for what follows "the answer is": the sentence may go on after a capital letter.
-
-    >>> choice_in_sentence("B because a bank needs security"), choice_in_sentence("B or C because of that")
-    ('B', None)
-    """
-    letter = choice_letter(answer)
-    if letter is not None:
-        return letter
-    first = _LETTER_FIRST.match(re.sub(r"[$*`]|\\[()]", "", unwrap_text(answer)).strip())
-    if first is None or _OTHER_LETTER.search(first.group(2)):
-        return None
-    return first.group(1)
+def _declared_truth(text: str, kind: str) -> str | None:
+    """The answer in a ground truth without a box."""
+    tags = _ANSWER_TAG.findall(text)
+    shown: str | None = tags[-1].strip() if tags else _after_hashes(text)
+    prose = kind != "choice" and is_prose(text)
+    if not shown and (prose or _TRUTH_PHRASE.match(text)):
+        shown = _after_phrase(text, kind)
+    if shown:
+        return stated_value(unwrap_text(shown)) or shown
+    return stated_value(unwrap_text(text)) or (None if prose else text)

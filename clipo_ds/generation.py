@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from clipo_ds.decoding import new_cache, pack_linear_layers, use_decode_attention
 from clipo_ds.models import stop_token_ids
 from clipo_ds.sampling import draw_tokens, uniform_stream
+from clipo_ds.thoughts import response_decoder
 from clipo_ds.types import Group, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class TransformersEngine:
         max_sequences: Rollouts decoded at once.
         stop_ids: Tokens that end a response; None takes those that model and tokenizer name.
         sleep: Let `sleep` free an accelerator's memory.
+        thought_tags: `data.thought_tags`; responses keep those of them that are special tokens.
     """
 
     def __init__(
@@ -125,11 +127,13 @@ class TransformersEngine:
         max_sequences: int = 256,
         stop_ids: Iterable[int] | None = None,
         sleep: bool = False,
+        thought_tags: Sequence[str] | None = None,
     ) -> None:
         if max_sequences < 1:
             raise ValueError(f"`max_sequences` must be at least 1, got {max_sequences}")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self._text_of = response_decoder(tokenizer, thought_tags)
         self.max_sequences = max_sequences
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config) if stop_ids is None else frozenset(stop_ids)
         self._home = model.device
@@ -185,10 +189,9 @@ class TransformersEngine:
             for k in range(group_size)
         ]
         _Decoder(self, prompts, _Sampling(max_new_tokens, temperature, top_p, top_k)).run(rows)
-        texts = self.tokenizer.batch_decode([row.token_ids for row in rows], skip_special_tokens=True)
         rollouts = [
-            Rollout(tuple(row.token_ids), tuple(row.logprobs), text, not row.stopped)
-            for row, text in zip(rows, texts, strict=True)
+            Rollout(tuple(row.token_ids), tuple(row.logprobs), self._text_of(row.token_ids), not row.stopped)
+            for row in rows
         ]
         return [
             Group(prompt, tuple(rollouts[p * group_size : (p + 1) * group_size])) for p, prompt in enumerate(prompts)

@@ -45,6 +45,7 @@ from clipo_ds.rewards import Judge, LoadedFunction, load_functions
 from clipo_ds.run_folder import RunFolder
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
+from clipo_ds.thoughts import thought_tags
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.vllm_checks import check_vllm
@@ -211,7 +212,7 @@ def _plan(config: TrainConfig, ranks: Ranks, checked: _Checked, data: Data) -> P
     )
 
 
-def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
+def build_judge(config: TrainConfig, spec: ObjectiveSpec, tokenizer: PreTrainedTokenizerBase) -> Judge:
     """The judge with the objective's default for the overlong penalty filled in."""
     cap = config.rollout.max_new_tokens
     buffer = config.reward.overlong_buffer
@@ -219,6 +220,7 @@ def build_judge(config: TrainConfig, spec: ObjectiveSpec) -> Judge:
         config.reward,
         overlong_buffer=int(spec.overlong_fraction * cap) if buffer is None else buffer,
         max_new_tokens=cap,
+        tags=thought_tags(config.data.thought_tags, tokenizer.chat_template),
     )
 
 
@@ -260,7 +262,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
         when_failing.callback(engine.close)
         sync_weights(policy.model, engine)
         display = Display(config.logging, config.steps, enabled=ranks.is_main)
-        judge = build_judge(config, plan.spec)
+        judge = build_judge(config, plan.spec, plan.model.tokenizer)
         when_failing.callback(judge.close)
         description = _description(plan, ranks) if ranks.is_main else {}
         is_new = run_folder.begin(description)
@@ -338,6 +340,7 @@ def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
         max_sequences=config.rollout.max_sequences,
         stop_ids=stop_ids,
         sleep=config.sampler_sleeps,
+        thought_tags=config.data.thought_tags,
     )
 
 

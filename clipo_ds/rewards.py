@@ -1,7 +1,8 @@
 """Verdicts become rewards: outcome, overlong penalty, user reward functions; and the process check beside them.
 
-May import `clipo_ds.answers`, `clipo_ds.steps`, `clipo_ds.schema` and, when the built-in task is judged,
-`clipo_ds.arithmetic`. What counts as correct is the verifier's verdict alone: no reward, bonus or penalty changes it.
+May import `clipo_ds.answers`, `clipo_ds.thoughts`, `clipo_ds.steps`, `clipo_ds.schema` and, when the built-in task is
+judged, `clipo_ds.arithmetic`. What counts as correct is the verifier's verdict alone: no reward, bonus or penalty
+changes it.
 
 A user reward function is a plain Python function, called once for all responses of a rank with keyword arguments:
 
@@ -39,6 +40,7 @@ from typing import Any
 from clipo_ds.answers import AnswerVerifier, Status
 from clipo_ds.schema import LARGEST_REWARD, RewardConfig, RewardFunction
 from clipo_ds.steps import check_steps
+from clipo_ds.thoughts import KNOWN_TAGS, ThoughtTags
 from clipo_ds.types import Group, InputError, Prompt, Rollout
 
 OVERLONG = "overlong"
@@ -275,17 +277,21 @@ class Judge:
         overlong_buffer: L_buf of the overlong penalty in tokens, 0 for none (`config.overlong_buffer`, where it is
             null, has been resolved to the objective's default by the caller).
         max_new_tokens: the length cap of a response in tokens.
+        tags: those of thoughts, in which no answer is looked for.
 
     Raises:
         InputError: a reward function cannot be loaded.
     """
 
-    def __init__(self, config: RewardConfig, *, overlong_buffer: int = 0, max_new_tokens: int) -> None:
+    def __init__(
+        self, config: RewardConfig, *, overlong_buffer: int = 0, max_new_tokens: int, tags: ThoughtTags = KNOWN_TAGS
+    ) -> None:
         self._config = config
         self._buffer = overlong_buffer
         self._max_new_tokens = max_new_tokens
         self._functions = load_functions(config.functions)
-        self._verifier = AnswerVerifier(config.verifier_workers, config.verifier_timeout)
+        self._tags = tags
+        self._verifier = AnswerVerifier(config.verifier_workers, config.verifier_timeout, tags=tags)
 
     def __enter__(self) -> Judge:
         return self
@@ -316,7 +322,8 @@ class Judge:
         """
         flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
         verdicts = self._verifier.verify_many(
-            [rollout.text for _, rollout in flat],
+            # A thought that the prompt's end opens is one that the response has to close.
+            [self._tags.opened_by(prompt.text) + rollout.text for prompt, rollout in flat],
             [prompt.ground_truth for prompt, _ in flat],
             [prompt.kind for prompt, _ in flat],
         )

@@ -1,7 +1,7 @@
 r"""One spelling for answers, and the exact number that an answer is: LaTeX, Unicode, commas, units, percent.
 
-Imports `clipo_ds.brackets`, `clipo_ds.extraction` and the standard library. Units, currency and degree signs are read
-and dropped.
+Imports `clipo_ds.brackets`, `clipo_ds.choices` and the standard library. Units, currency and degree signs are read and
+dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from clipo_ds.brackets import without_doubled
-from clipo_ds.extraction import unwrap_text
+from clipo_ds.choices import unwrap_text
 
 _SYMBOLS = str.maketrans(
     {
@@ -36,6 +36,8 @@ _SYMBOLS = str.maketrans(
         "\u2229": r"\cap ",
         "\u2208": r"\in ",
         "\u00b1": r"\pm ",
+        "\u2205": r"\emptyset ",
+        "\u211d": r"\mathbb{R} ",
         "\u00b2": "^2",
         "\u00b3": "^3",
         "\u00bd": r"\frac{1}{2}",
@@ -59,6 +61,9 @@ _NOISE = re.compile(
 _SPACES = re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\s+")
 _TOKEN = r"\s*(?:\{([^{}]*)\}|(\d|[A-Za-z]|\\[A-Za-z]+))"
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac(?![A-Za-z])" + _TOKEN + _TOKEN)
+_SYMBOL_NAME = re.compile(r"(?<![A-Za-z\\])(pi|theta|infinity)(?![A-Za-z])")  # "pi/2", "2pi"
+_SYMBOL_COMMANDS = {"pi": r"\pi ", "theta": r"\theta ", "infinity": r"\infty "}
+_EMPTY_SET = re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}")
 _CALLED_ROOT = re.compile(r"(?<![A-Za-z])\s*\\?sqrt\s*\(([^()]*)\)")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\w)")
 _SINGLE_BRACES = re.compile(r"([_^])\s*\{\s*(\w|\\circ)\s*\}")
@@ -74,6 +79,16 @@ _NUMBER = re.compile(
     rf"|(?:(\d+)\s+)?({_DIGITS})\s*/\s*(\d+)"  # 1/2, 3 1/2
     rf"|({_DIGITS}(?:\.\d*)?|\.\d+))\s*",  # 1,234.5
 )
+_MIXED_WITH_AND = re.compile(r"(?<=\d)\s+and\s+(?=(?:\\frac\{(\d+)\}\{(\d+)\}|(\d+)\s*/\s*(\d+))(?!\d))")
+_OUT_OF = re.compile(r"(?<=\d)\s+out\s+of\s+(?=\d)")
+_REPEATING = re.compile(
+    r"([+-]?)(\d*)\.(\d*?)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d)(?!\d))|\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
+)
+_POWER_OF_TEN = re.compile(
+    r"(?:\s*(?:\\times|\\cdot|\\ast|\*|x)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,5})\s*\}|([+-]?\d{1,5}))|[eE]([+-]?\d{1,5}))(?![\d.A-Za-z])\s*"
+)
+_BARE_POWER = re.compile(r"([+-]?\s*)(?=10\s*\^\s*\{?\s*[+-]?\d)")
+_MAX_EXPONENT = 5000  # of ten; what is beyond is compared by algebra, in a process with limits
 _PERCENT = re.compile(r"(?:\\?%|per\s?cent\b|percentage\b|pct\b)\s*", re.IGNORECASE)
 _SCALE = re.compile(r"(hundred|thousand|million|billion|trillion|dozen)s?\b\s*(?:of\s+)?", re.IGNORECASE)
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -103,7 +118,9 @@ def plain_latex(answer: str) -> str:
     ('2\\sqrt{3}', '32348', '-3\\pi ')
     """
     text = _THOUSANDS.sub("", answer.translate(_SYMBOLS)).replace(r"\$", "").replace("$", "")
-    return _CALLED_ROOT.sub(r"\\sqrt{\1}", without_doubled(text))
+    text = _CALLED_ROOT.sub(r"\\sqrt{\1}", without_doubled(text))
+    text = _EMPTY_SET.sub(r"\\emptyset ", text)
+    return _SYMBOL_NAME.sub(lambda name: _SYMBOL_COMMANDS[name[1]], text)
 
 
 @lru_cache(maxsize=16384)
@@ -167,7 +184,7 @@ class Number:
         places, decimal = min(decimals)  # the coarser one, where both are decimals
         exact = right if decimal == left else left
         beyond = abs(exact) - abs(decimal) if exact * decimal > 0 else Fraction(1)
-        unit = Fraction(1, 10**places)
+        unit = Fraction(10) ** -places
         return -unit / 2 <= beyond < unit  # rounded to its last place, or cut off there
 
 
@@ -184,6 +201,16 @@ def _is_unit(text: str, *, letters_are_units: bool) -> bool:
     return True
 
 
+def _repeating_value(match: re.Match[str]) -> Fraction:
+    """The value of a decimal whose last digits repeat for ever."""
+    sign, whole, fixed = match[1], match[2] or "0", match[3]
+    block = match[4] or match[5] or match[6] or f"{match[7]}{match[8] or ''}{match[9] or ''}"
+    value = Fraction(int(whole + fixed), 10 ** len(fixed)) + Fraction(
+        int(block), (10 ** len(block) - 1) * 10 ** len(fixed)
+    )
+    return -value if sign == "-" else value
+
+
 @lru_cache(maxsize=16384)
 def number(answer: str, *, letters_are_units: bool = False) -> Number | None:
     r"""The number that an answer in canonical form is, units apart, or None when it is anything else.
@@ -194,12 +221,21 @@ def number(answer: str, *, letters_are_units: bool = False) -> Number | None:
 
     >>> number("-1,234.50 dollars").value, number(r"1\frac{4}{5}").value, number("3 million").value
     (Fraction(-2469, 2), Fraction(9, 5), Fraction(3000000, 1))
+    >>> number(r"0.1\overline{6}").value, number("3 and 1/2").value, number("3 out of 5").value, number("2.5e3").value
+    (Fraction(1, 6), Fraction(7, 2), Fraction(3, 5), Fraction(2500, 1))
     >>> number("5x") is None, number("18 or 20") is None, number("5 m", letters_are_units=True).value
     (True, True, Fraction(5, 1))
     """
     text = answer.strip()
     if text.lower() in _NUMBER_WORDS:
         return Number(Fraction(_NUMBER_WORDS.index(text.lower())), None, 0, False, None)
+    repeating = _REPEATING.fullmatch(text)
+    if repeating:
+        return Number(_repeating_value(repeating), None, 0, False, None)
+    text = _OUT_OF.sub("/", _BARE_POWER.sub(r"\g<1>1\\times ", text, count=1) if _BARE_POWER.match(text) else text)
+    mixed = _MIXED_WITH_AND.search(text)
+    if mixed and int(mixed[1] or mixed[3]) < int(mixed[2] or mixed[4]):
+        text = _MIXED_WITH_AND.sub(" ", text, count=1)
     match = _NUMBER.match(text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text)
     if match is None:
         return None
@@ -218,6 +254,13 @@ def number(answer: str, *, letters_are_units: bool = False) -> Number | None:
         fraction = Fraction(int((top or top_slash).replace(",", "")), over)
         value = int((whole or whole_slash or "0").replace(",", "")) + fraction
     rest = match.string[match.end() :]
+    power = _POWER_OF_TEN.match(match.string, len(match.string[: match.end()].rstrip())) if plain is not None else None
+    if power:
+        exponent = int(power[1] or power[2] or power[3])
+        if abs(exponent) > _MAX_EXPONENT:
+            return None
+        value, rest = value * Fraction(10) ** exponent, match.string[power.end() :]
+        decimals = None if decimals is None else decimals - exponent
     scale = _SCALE.match(rest)
     if scale:
         value, rest = value * _SCALES[scale.group(1).lower()], rest[scale.end() :]

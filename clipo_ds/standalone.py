@@ -25,6 +25,7 @@ from clipo_ds.records import RunWriter
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
+from clipo_ds.thoughts import thought_tags
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.unverified import unverified_in_words
 
@@ -77,7 +78,9 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     model = load_causal_lm(materialise_model(reference), dtype=dtype, trust_remote_code=trusted, device=device)
-    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences)
+    given = data.thought_tags
+    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences, thought_tags=given)
+    tags = thought_tags(given, facts.tokenizer.chat_template)
     sampled = arguments.samples > 1
     sampling = {
         "samples": arguments.samples,
@@ -91,7 +94,7 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     }
     settings = sampling | {"max_problems": limit, "dtype": dtype} | how_read
     results = []
-    with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens) as judge:
+    with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens, tags=tags) as judge:
         for name, prompts in tests.items():
             rows = run_problems(engine, prompts[:limit], judge, **sampling)
             results.append(summarise(name, rows))

@@ -1,7 +1,7 @@
 r"""Algebraic equality by math-verify, in worker processes that can be killed.
 
-The lower half runs in the workers and is the only place that imports math-verify and sympy; the upper half runs
-wherever answers are verified, on any thread. Imports `clipo_ds.math_worker`, `clipo_ds.spelling` and `clipo_ds.types`.
+The lower half runs in the workers and imports `clipo_ds.algebra` there, which decides; the upper half runs wherever
+answers are verified, on any thread, and imports `clipo_ds.math_worker` and `clipo_ds.types`.
 
 What a comparison may take is counted in CPU seconds of its worker, which the system itself ends when they are used up,
 so that a verdict does not depend on what else the machine does; the clock on the wall is a far cap, against a worker
@@ -14,16 +14,13 @@ import contextlib
 import logging
 import os
 import queue
-import re
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 from clipo_ds.math_worker import START_SECONDS, MathWorker, Outcome
-from clipo_ds.spelling import canonical, plain_latex
 from clipo_ds.types import VerifierLost
 
 logger = logging.getLogger(__name__)
@@ -226,6 +223,8 @@ def serve(descriptor: int) -> None:
     import signal
     import warnings
 
+    from clipo_ds.algebra import equivalent
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, whose end closes the socket
     # The system counts a comparison's CPU seconds and ends this process with SIGPROF, also in the middle of one long
     # multiplication, where no Python code runs.
@@ -257,69 +256,3 @@ def _limit_memory() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     standing = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([_MEMORY_BYTES, *standing]), hard))
-
-
-def equivalent(answer: str, truth: str) -> bool:
-    r"""Whether math-verify finds two answers equal (runs in a worker: may take for ever).
-
-    One rule is stricter than math-verify's own: an equation in an unknown is not the number on its right, so that
-    ``x + 5 = 8`` is not 8. Two are wider: i is the imaginary unit, and degrees equal their radians.
-
-    >>> equivalent(r"\frac{1}{\sqrt{3}}", r"\frac{\sqrt{3}}{3}"), equivalent("x + 5 = 8", "8")
-    (True, False)
-    """
-    from math_verify import verify
-    from math_verify.grader import is_assignment_relation, is_equation
-    from sympy import Eq
-
-    gold, pred = _parse(truth), _parse(answer)
-    if not gold or not pred:
-        return False
-    is_open_equation = isinstance(pred[0], Eq) and not is_assignment_relation(pred[0]) and pred[0].lhs.free_symbols
-    if is_open_equation and not is_equation(gold[0]):
-        return False
-    if not re.search(r"%|circ|degree|\u00b0", answer + truth) and _far_apart(pred[0], gold[0]):
-        return False
-    for ours, theirs in _readings(answer, truth, pred, gold):
-        if verify(theirs, ours, allow_set_relation_comp=True, timeout_seconds=None):
-            return True
-    return False
-
-
-def _parse(answer: str) -> list[Any]:
-    from math_verify import LatexExtractionConfig, parse
-
-    box = rf"\boxed{{{plain_latex(answer)}}}"
-    return parse(box, [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
-
-
-def _far_apart(pred: Any, gold: Any) -> bool:
-    """Numbers that differ in the first digits: most wrong answers, and no reason to simplify their difference."""
-    from sympy import Expr
-
-    if not (isinstance(pred, Expr) and isinstance(gold, Expr) and pred.is_number and gold.is_number):
-        return False
-    try:
-        left, right = complex(pred), complex(gold)
-    except (TypeError, ValueError, OverflowError):  # undefined, or beyond the range of floats
-        return False
-    return abs(left - right) > 1e-3 * max(1e-9, abs(left), abs(right))
-
-
-def _readings(answer: str, truth: str, pred: list[Any], gold: list[Any]) -> Iterator[tuple[list[Any], list[Any]]]:
-    r"""The pair as parsed, and what math-verify does not see: i as the imaginary unit, degrees against radians."""
-    from sympy import Basic, I, Symbol
-
-    yield pred, gold
-    if isinstance(pred[0], Basic) and isinstance(gold[0], Basic):
-        symbols = [symbol for side in (pred[0], gold[0]) for symbol in side.free_symbols if isinstance(symbol, Symbol)]
-        names = {symbol.name for symbol in symbols}
-        if names == {"i"} or len(set(symbols)) > len(names):
-            # The parser gives one letter different assumptions ("5i" real, "5 i" not), which makes them two symbols.
-            same = {s: I if s.name == "i" else Symbol(s.name, real=True) for s in symbols}
-            yield [pred[0].xreplace(same)], [gold[0].xreplace(same)]
-    if r"\pi" in answer + truth:
-        ours, theirs = canonical(answer), canonical(truth)
-        if ours.endswith(r"^\circ") != theirs.endswith(r"^\circ"):
-            left, right = (re.sub(r"^(.*)\^\\circ$", r"\\frac{(\1)\\pi}{180}", side) for side in (ours, theirs))
-            yield _parse(left), _parse(right)

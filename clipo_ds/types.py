@@ -68,7 +68,7 @@ class Rollout:
 
     token_ids: tuple[int, ...]  # [T], the end-of-sequence token included when it was sampled
     logprobs: tuple[float, ...]  # [T], the sampler's natural-log probabilities at temperature 1
-    text: str  # decoded without special tokens
+    text: str  # decoded without special tokens, except tags of thoughts
     truncated: bool  # the length cap came before the end-of-sequence token
 
 

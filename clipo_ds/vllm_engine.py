@@ -29,6 +29,7 @@ from clipo_ds.generation import check_arguments, raise_wrong_weights
 from clipo_ds.models import base_folder, weight_shapes
 from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
+from clipo_ds.thoughts import response_decoder
 from clipo_ds.types import Group, Prompt, Rollout
 from clipo_ds.vllm_room import VllmRoom
 
@@ -52,6 +53,7 @@ class VllmEngine:
         folder: Model folder or Hub id; only configuration is read from it, unless `lora_rank` is given.
         tokenizer: Decodes responses.
         stop_ids: Tokens that end a response.
+        thought_tags: `data.thought_tags`; responses keep those of them that are special tokens.
         dtype: Precision of the weights, `float32` or `bfloat16`.
         max_model_len: Longest prompt and response together, tokens.
         max_sequences: Rollouts decoded at once.
@@ -80,8 +82,10 @@ class VllmEngine:
         sleep: bool = False,
         lora_rank: int | None = None,
         trust_remote_code: bool = False,
+        thought_tags: Sequence[str] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._text_of = response_decoder(tokenizer, thought_tags)
         self.max_model_len = max_model_len
         self.stop_ids = frozenset(stop_ids)
         self._shapes = weight_shapes(folder, trust_remote_code=trust_remote_code)
@@ -233,8 +237,7 @@ class VllmEngine:
         logprobs = tuple(float(row[token].logprob) for token, row in zip(ids, completion.logprobs, strict=True))
         if not all(map(math.isfinite, logprobs)):
             raise FloatingPointError("the sampler's logits are not finite: the weights that it was given are broken")
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Rollout(ids, logprobs, text, ids[-1] not in self.stop_ids)
+        return Rollout(ids, logprobs, self._text_of(ids), ids[-1] not in self.stop_ids)
 
     def _checked(self, weights: Iterable[tuple[str, Tensor]], wrong: list[str]) -> Iterator[tuple[str, Tensor]]:
         """Copies of the weights, since vLLM keeps them until a layer is whole; says in `wrong` what is not right."""
@@ -300,6 +303,7 @@ def build_vllm_engine(
         sleep=config.sampler_sleeps and not on_cpu,
         lora_rank=config.model.lora.rank if adapter else None,
         trust_remote_code=config.model.trust_remote_code,
+        thought_tags=config.data.thought_tags,
     )
 
 

@@ -24,6 +24,7 @@ from clipo_ds.distributed import Ranks
 from clipo_ds.generation import check_arguments
 from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
+from clipo_ds.thoughts import response_decoder
 from clipo_ds.threads import run_beside
 from clipo_ds.types import Group, Prompt, Rollout, SamplerLost
 from clipo_ds.vllm_client import SamplingRequest, ServerClient, ServerDied, ServerError, ServerLate, connect
@@ -59,8 +60,10 @@ class VllmServerEngine:
         max_sequences: int,
         on_death: str = "stop",
         sync_timeout_s: float = 300.0,
+        thought_tags: Sequence[str] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._thought_tags = thought_tags
         self.max_sequences = max_sequences
         self._clients = list(clients)
         self._stop_ids = sorted(stop_ids)
@@ -99,6 +102,7 @@ class VllmServerEngine:
             max_sequences=config.rollout.max_sequences,
             on_death=config.rollout.server.on_death,
             sync_timeout_s=config.rollout.server.sync_timeout_s,
+            thought_tags=config.data.thought_tags,
         )
 
     @property
@@ -267,5 +271,5 @@ class VllmServerEngine:
                 )
 
     def _with_texts(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
-        texts = self.tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)
-        return tuple(replace(rollout, text=text) for rollout, text in zip(rollouts, texts, strict=True))
+        text_of = response_decoder(self.tokenizer, self._thought_tags)
+        return tuple(replace(rollout, text=text_of(rollout.token_ids)) for rollout in rollouts)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from clipo_ds.config import load_config
 from clipo_ds.data import PromptOrder, load_prompts
 from clipo_ds.schema import DataConfig
-from clipo_ds.standalone import _test_prompts
+from clipo_ds.standalone import _test_data, _test_prompts
 from clipo_ds.templates import ChatTemplate
 from clipo_ds.types import InputError
 
@@ -33,6 +33,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+PROSE = "She sells 9 eggs for 2 dollars each, so every day she makes 9 * 2 = 18 dollars with them."  # which number?
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +71,14 @@ def test_a_parquet_row_becomes_a_prompt(tmp_path, tokenizer):
 
 def test_a_ground_truth_that_nothing_can_equal_is_named_by_file_and_row(tmp_path, tokenizer, caplog):
     good = write_jsonl(tmp_path / "good.jsonl", [rlvr_row("1+1?", "2")] * 3)
-    path = write_jsonl(tmp_path / "bad.jsonl", [rlvr_row("1+1?", t) for t in ("2", r"so $\boxed{}$", "x" * 3)])
+    path = write_jsonl(tmp_path / "bad.jsonl", [rlvr_row("1+1?", t) for t in ("2", r"so $\boxed{}$", "x" * 3, PROSE)])
     load_prompts([good], tokenizer, DataConfig())
     assert caplog.messages == []
     loaded = load_prompts([good, path], tokenizer, DataConfig(), field="data.test")
-    assert len(loaded.prompts) == 6
+    assert len(loaded.prompts) == 7
     (line,) = caplog.messages
-    assert line.startswith("1 of 3 ground truths of `data.test` do not verify against themselves")
-    assert line.endswith(f"{path}, row 1 (line 2): no_truth")
+    assert line.startswith("2 of 4 ground truths of `data.test` do not verify against themselves")
+    assert line.endswith(f"{path}, row 1 (line 2): no_truth; {path}, row 3 (line 4): no_truth")
 
 
 def test_jsonl_in_the_same_layout_gives_the_same_prompts(tmp_path, tokenizer):
@@ -167,7 +168,8 @@ def test_template_arguments_reach_the_template_in_training_and_in_the_evaluation
     ends = "</><assistant><think></think>"
     assert load_prompts([path], thoughtful, config.data).prompts[0].text.endswith(ends)
     given = {"data": [path], "system_prompt": None, "instruction": None, "max_prompt_tokens": 100, "max_problems": None}
-    (evaluated,) = _test_prompts(Namespace(**given), config, thoughtful)["x"]
+    arguments = Namespace(**given)
+    (evaluated,) = _test_prompts(arguments, config, *_test_data(arguments, config), thoughtful)["x"]
     assert evaluated.text.endswith(ends)
 
 

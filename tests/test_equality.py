@@ -75,12 +75,14 @@ SAME = [
     (r"\text{Total} = 18", "18"),
     (r"x \in [-2,7]", "[-2,7]"),
     ("90", r"90^\circ"),
+    ("10", r"10^\circ"),
     ("90\u00b0", r"90^{\circ}"),
     (r"90 \text{ degrees}", "90"),
     (r"\pi", "\u03c0"),
     ("Evelyn", r"\text{Evelyn}"),
     (r"\textbf{evelyn}", r"\text{Evelyn}"),
     ("an ellipse", r"\text{ellipse}"),
+    (r"\text{Yes}", "yes"),
     (r"\text{four}", "4"),
     ("4", r"\mbox{four}"),
     ("52", "52_8"),
@@ -89,6 +91,55 @@ SAME = [
     (r"\textbf{(C) } 5", r"\text{(C)}"),
     ("A, D, E", "E, D, A"),
     (r"\text{H, E}", "E,H"),
+    # repeating decimals, powers of ten, mixed numbers and shares in words
+    (r"\frac{4}{11}", r"0.\overline{36}"),
+    (r"0.1\dot{6}", "1/6"),
+    (r"0.\dot{1}4285\dot{7}", r"\frac17"),
+    ("0.(3)", "1/3"),
+    (r"-1.\bar{3}", "-4/3"),
+    (r"1,500 \times 10^{-1}", "150"),
+    ("5e3", "5,000"),
+    ("1.5E-7", "0.00000015"),
+    ("10^{-40}", r"10 \cdot 10^{-41}"),
+    ("6 x 10^3", "6000"),
+    (r"3 \times 10^8 \text{ m/s}", r"3\cdot10^8"),
+    (r"2.314814814815 \times 10^{-3}", r"\frac{1}{432}"),
+    ("3 and 1/2", "3.5"),
+    ("7/2", r"3 \text{ and } \frac{1}{2}"),
+    ("1/2, 3", "3 and 1/2"),  # which may be a list as well
+    (r"3 \text{ out of } 5", r"\frac{3}{5}"),
+    # times and measures
+    ("20:34", r"8:34 \text{ PM}"),
+    ("8:34", "8:34 p.m."),
+    ("12:15 AM", "00:15"),
+    ("noon", "12 PM"),
+    ("2 hours and 30 minutes", "150 minutes"),
+    ("5 feet 6 inches", "66 inches"),
+    # names of symbols, equations with their value, functions
+    ("pi", r"\pi"),
+    ("2pi", r"2\pi"),
+    (r"\varnothing", r"\emptyset"),
+    (r"\{ \}", r"\emptyset"),
+    (r"17 \bmod 5 = 2", "2"),
+    ("2", r"\gcd(4, 6) = 2"),
+    (r"17 \equiv 2 \pmod{5}", "2"),
+    (r"\angle ABC = 30^\circ", "30"),
+    ("f(x) = 2x + 3", "y = 2x + 3"),
+    # systems, pairs, vectors
+    ("y=3, x=2", "(x,y)=(2,3)"),
+    ("x=2 and y=3", "(2,3)"),
+    ("(2,3)", r"\begin{cases} y=3 \\ x=2 \end{cases}"),
+    (r"\begin{cases} a+b=\frac12 \\ a-b=3 \end{cases}", r"\begin{cases} a-b=3 \\ a+b=0.5 \end{cases}"),
+    (r"\begin{matrix} \frac12 \\ 1 \end{matrix}", "[0.5, 1]"),
+    (r"\langle 2, 1 \rangle", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
+    # sets of real numbers
+    ("[-2,1)", r"\{x|-2\leq x < 1\}"),
+    ("x > 2", r"(2,\infty)"),
+    (r"(-\infty,-1)\cup(3,\infty)", "x<-1 or x>3"),
+    ("x > 3, x < -1", r"x \in (-\infty,-1)\cup(3,\infty)"),
+    (r"\mathbb{R} \setminus \{3\}", r"x \ne 3"),
+    ("all real numbers except 3", r"\{x \in \mathbb{R} : x \neq 3\}"),
+    ("1 < x and x < 3", "3 > x > 1"),
 ]
 
 DIFFERENT = [
@@ -120,20 +171,48 @@ DIFFERENT = [
     ("C or D", "C"),
     ("", "5"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
+    ("0.33", r"0.\overline{3}"),
+    (r"0.\overline{13}", r"0.1\overline{3}"),
+    ("5e2", "5000"),
+    (r"5 \times 10^3", "5"),
+    ("10^{-40}", "10^{-41}"),
+    ("0.0000001", "0.0000002"),
+    ("1.00000e-40", "1.00001e-40"),
+    (r"2.314815 \times 10^{-4}", r"\frac{1}{432}"),
+    ("3 and 1/2", "3"),
+    (r"3 \text{ out of } 5", "3"),
+    ("8 AM", "8 PM"),
+    ("20:35", "8:34 PM"),
+    ("20:34", "8:34 AM"),
+    ("9 hours 12 minutes", "9 hours"),
+    ("9", "9 hours 12 minutes"),
+    ("2 hours 30 minutes", "2 hours 40 minutes"),
+    (r"17 \bmod 5 = 2", "17"),
+    ("f(x) = 2", "y = 3"),
+    ("y=2, x=3", "(2,3)"),
+    ("x=2, y=4", "(2,3)"),
+    ("x=2, y=3, z=4", "(2,3)"),
+    (r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", "(2,1)"),
+    (r"\begin{bmatrix} 1 & 2 \end{bmatrix}", r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}"),
+    ("[-2,1]", r"\{x|-2\leq x < 1\}"),
+    ("x>3", r"x \ge 3"),
+    ("x > 2", "y > 2"),
+    ("(-1,3)", "x<-1 or x>3"),
+    ("x<-1", "x<-1 or x>3"),
 ]
 
 UNDECIDED = [
     (r"\sqrt{16}", "4"),
     ("2+3", "5"),
     ("5!", "120"),
-    ("10^2", "100"),
+    ("2^{10}", "1024"),
     ("2x", "2"),
     ("1/0", "5"),
     (r"\frac{1}{\sqrt{3}}", r"\frac{\sqrt{3}}{3}"),
     ("x(x+1)", "x^2+x"),
     ("x=5", "y=5"),
     (r"3 \pm 2", "5, 1"),
-    ("x > 2", r"(2,\infty)"),
+    (r"x > \sqrt{2}", r"(\sqrt{2},\infty)"),
     ("3:2", "3"),
 ]
 
@@ -198,7 +277,7 @@ def test_lists_have_no_order_and_tuples_have(values, random):
     assert same_answer(", ".join(map(str, values[1:])), joined) is False
 
 
-alphabet = st.text(alphabet="0123456789.,/%$ -+=()[]{}\\abxfrctenximdo_^&|", max_size=60)
+alphabet = st.text(alphabet="0123456789.,/%$ -+=()[]{}<>:\\abxfrctenximdopsqu_^&|", max_size=60)
 
 
 @given(alphabet, alphabet)
@@ -230,6 +309,14 @@ def test_adversarial_answers_are_quick():
         "9",
         r"\sqrt",
         "x=",
+        "x=1,",
+        "1<x, ",
+        "1:0",
+        "1 h ",
+        r"\cup",
+        r"\pm",
+        r"\begin{cases}",
+        r"0.\overline{",
     ):
         for truth in ("5", "1,2,3", r"\text{word}", "(1,2)", r"\frac{1}{2}"):
             same_answer((unit * 1000)[:1000], truth)

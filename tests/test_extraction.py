@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipo_ds.extraction import choice_in_sentence, choice_letter, final_answer, find_boxes, truth_answers
+from clipo_ds.choices import choice_in_sentence, choice_letter
+from clipo_ds.extraction import final_answer, find_boxes, truth_answers
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,41 @@ from clipo_ds.extraction import choice_in_sentence, choice_letter, final_answer,
         ("I said the answer is 3. The correct answer is 5, because 2+3=5.", "5"),
         ("42", "42"),
         ("x = 5", "x = 5"),
+        # GSM8K's mark wherever it stands, and markup around the number
+        ("4 + 9 = $13.#### 13", "13"),
+        ("The total is $#### 320.", "320"),
+        ("Final answer: #### 48", "48"),
+        ("#### 22####", "22"),
+        ("#### $#### 22$", "22"),
+        ("#### 22 #### ", "22"),
+        ("########22", "22"),
+        ("#### <22>", "22"),
+        ("#### [22]", "22"),
+        ("####: 22", "22"),
+        ("**#### 22**", "22"),
+        ("#### **22**.", "22"),
+        ("####\n22", "22"),
+        ("#### 22</answer>", "22"),
+        ("#### The answer is 22.", "22"),
+        ("so #### 22\n\nWe have used all that was said, so it must be right, I think.", "22"),
+        ("#### 4 jars of oil will be needed.", "4"),
+        ("#### She has 22 apples left.", "22"),
+        # sentences that are declared to be the answer
+        ("Answer: The total number of pens is 19.", "19"),
+        ("Answer: There are 12 pens.", "12"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
+        (r"Final Answer: The largest $n$ is $\frac{1}{2}$.", r"$\frac{1}{2}$"),
+        (r"\boxed{\text{He has 12 pens.}}", "12"),
+        ("<answer>He needs exactly $34.</answer>", "$34"),
+        ("The answer is 34 sq. units.", "34 sq. units"),
+        ("Answer $ 9 $", "$ 9 $"),
+        ("We add.\n\n**Final Answer** $9$.", "$9$"),
+        ("Ans: 9", "9"),
+        # parts with their names
+        (r"\boxed{9} cups and \boxed{2} plates", "9, 2"),
+        (r"cups: \boxed{9}, plates: \boxed{2}", "9, 2"),
+        (r"\boxed{4} cm or \boxed{5} cm", "4, 5"),
+        (r"\boxed{3} is wrong, and so \boxed{4}", "4"),
     ],
 )
 def test_final_answer_is_found(response, answer):
@@ -60,10 +96,37 @@ def test_final_answer_is_found(response, answer):
         "To find the answer, we first compute 48 / 2 = 24 and then go on to add the rest of it.",
         "#### Step 1: read the problem\nThere are 18 ducks, of which we know nothing more than that.",
         r"<think>\boxed{18}</think>",
+        r"<think>\boxed{18}",
+        "<think>3 + 4 = 7, so the answer is 7. But wait, is the dog one of them? Let me",
+        "We put the answer $x=3$ into the equation, and see that both of its sides are the same.",
     ],
 )
 def test_what_is_no_final_answer_is_none(response):
     assert final_answer(response) is None
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Half of the 12 pens.",
+        "He has 5 more than Mary.",
+        "All multiples of 3.",
+        "The number is not 12.",
+        "There are 12 or 13 pens.",
+        "There are at least 12 pens.",
+        "There are 12 pens and 3 cups.",
+        "All cubes are 0 or 1.",
+        "It is divisible by 3.",
+        "It is 3x.",
+        "It is 3 million.",
+        "They are multiples of 3.",
+        "The function is even.",
+    ],
+)
+def test_a_sentence_in_doubt_stays_a_sentence(sentence):
+    assert final_answer(f"We see it.\nAnswer: {sentence}") == sentence.rstrip(".")
+    assert final_answer(f"We see it.\n#### {sentence}").rstrip(".") == sentence.rstrip(".")
+    assert truth_answers(sentence) in ((sentence,), ())
 
 
 def test_arithmetic_takes_what_follows_the_last_mark():
@@ -84,10 +147,36 @@ def test_arithmetic_takes_what_follows_the_last_mark():
         ("He has 6*7=<<6*7=42>>42.\n#### 42", ("42",)),
         (r"There are $\boxed{}$ primes.", ()),
         ("  ", ()),
+        # sentences
+        ("The answer is 18", ("18",)),
+        ("So the final answer is: $18$.", ("$18$",)),
+        ("Answer: 18", ("18",)),
+        ("**Answer:** 18", ("18",)),
+        ("<answer> 18 </answer>", ("18",)),
+        ("She sells 9 eggs.\nShe makes 9 * 2 dollars with them every day.\nThe answer is 18.", ("18",)),
+        ("There are 18 pens left.", ("18",)),
+        ("The answer is Evelyn.", ("Evelyn",)),
+        # a solution that does not say which of its numbers is meant
+        ("She sells 9 eggs for 2 dollars each, so every day she makes 9 * 2 = 18 dollars with them.", ()),
+        ("She sells 9 eggs.\nThen she makes 9 * 2 = 18 dollars with them.", ()),
+        ("He buys 3 boxes, so he has 12 pens.", ()),
+        # what may look like prose, and is an answer
+        ("no solution", ("no solution",)),
+        ("There is no such number.", ("There is no such number.",)),
+        ("n is divisible by 3", ("n is divisible by 3",)),
+        ("all real numbers except 3 and 4", ("all real numbers except 3 and 4",)),
+        ("no answer is possible", ("no answer is possible",)),
+        (r"\text{All positive integers } n \text{ such that } n \equiv 1 \pmod 4 \text{ or } n = 2", None),
+        (r"f(x) = \begin{cases} x^2 & \text{if } x \text{ is at least } 2 \\ 3x & \text{otherwise} \end{cases}", None),
     ],
 )
 def test_truth_answers(truth, answers):
-    assert truth_answers(truth) == answers
+    assert truth_answers(truth) == ((truth,) if answers is None else answers)
+
+
+def test_a_long_option_is_a_truth_where_options_are_asked_for():
+    truth = "(B) because the bank is the place where all of the money is kept by the people of that town"
+    assert truth_answers(truth, "choice") == (truth,)
 
 
 @given(
@@ -125,9 +214,17 @@ def test_long_and_malformed_texts_take_linear_time():
         r"\boxed{5}" * 20_000,
         "{" * 50_000 + "}" * 50_000,
         "answer is " * 10_000,
+        "Answer $" * 10_000,
+        r"\boxed{1} a and " * 6_000,
+        "<think>" * 15_000,
+        "Answer: The a is " * 6_000,
         "#### " * 20_000,
     ):
         final_answer(text)
+        final_answer(text, "choice")
+    for text in ("A" + " or A" * 20_000, r"\begin{cases}" * 8_000):
+        choice_in_sentence(text)
+        truth_answers(text)
     assert time.perf_counter() - began < 5
 
 
@@ -186,6 +283,35 @@ def test_all_ways_to_pick_an_option_count(answer):
 )
 def test_several_options_or_none_do_not_count(answer):
     assert choice_letter(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("sentence", "letter"),
+    [
+        ("D, it can't be A or B", "D"),
+        ("D. It cannot be A or C.", "D"),
+        ("So the correct choice is (B).", "B"),
+        ("Option C is correct.", "C"),
+        ("I choose option B because of it", "B"),
+        ("So it is (B), not (C).", "B"),
+        ("B. A and C are wrong", "B"),
+        ("D, not A but B", None),
+        ("So it is (B) or (C).", None),
+        ("(A) or maybe (B)", None),
+        ("Vitamin C is found in oranges", None),
+        ("It is not B", None),
+        ("I think so", None),
+    ],
+)
+def test_a_sentence_picks_one_option_and_may_deny_others(sentence, letter):
+    assert choice_in_sentence(sentence) == letter
+
+
+def test_a_choice_is_found_behind_its_own_phrases():
+    assert final_answer("Banks are safe.\nSo the correct option is (B).", "choice") == "(B)"
+    assert (
+        final_answer("Banks are safe places to be.\nThe answer is for sure D, it can't be A or B", "choice")[0] == "D"
+    )
 
 
 def test_a_sentence_may_go_on_after_its_letter():

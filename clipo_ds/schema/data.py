@@ -25,6 +25,9 @@ class DataConfig:
     template_arguments: dict[str, Any] = field(default_factory=dict)
     """Names and values for the model's chat template, as `{enable_thinking: false}`; only names that it reads are
     taken. Evaluations of the run use them too."""
+    thought_tags: list[str] | None = None
+    """Opening and closing tags of the model's thoughts in turn (`["<think>", "</think>"]`), between which no answer is
+    looked for; null takes the usual ones and those of the chat template, `[]` none."""
     max_prompt_tokens: int = 512
     """Prompts longer than this, in tokens, are dropped and counted."""
     max_rows: int | None = None
@@ -34,5 +37,9 @@ class DataConfig:
     which is refused otherwise. It holds for the start that it is given to; config.yaml says false again."""
 
     def __post_init__(self) -> None:
+        tags = self.thought_tags or []
+        in_pairs = len(tags) % 2 == 0 and all(tag.strip() for tag in tags) and len(set(tags)) == len(tags)
+        rule = "null or pairs of an opening and a closing tag, all different"
+        require(in_pairs, "data.thought_tags", rule, self.thought_tags)
         require(self.max_prompt_tokens >= 1, "data.max_prompt_tokens", "at least 1", self.max_prompt_tokens)
         require(self.max_rows is None or self.max_rows >= 1, "data.max_rows", "null or at least 1", self.max_rows)
