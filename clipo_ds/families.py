@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # They see what comes after a token too, whatever `is_decoder` says of heads that were trained to fill in blanks.
 ENCODERS = (
@@ -62,12 +62,13 @@ def is_own_code(model: nn.Module) -> bool:
     return not type(model).__module__.startswith("transformers.")
 
 
-def decode_as_in_a_full_pass(model: nn.Module) -> None:
+def unclamp_time_steps(model: PreTrainedModel) -> None:
     """Take out a clamp of the time steps that transformers' Nemotron-H and Zamba2 have in full passes only.
 
-    Their decoding with a cache, vLLM and the authors' own code leave the steps as they are (log-probabilities of tiny
-    random models differ by 0.03); what the configuration itself says (`time_step_limit`) stays.
+    Their decoding with a cache and vLLM leave the steps as they are (log-probabilities of tiny random models differ by
+    0.03); what the configuration itself says (`time_step_limit`) stays.
     """
+    limit = getattr(model.config.get_text_config(decoder=True), "time_step_limit", (0.0, float("inf")))
     for module in model.modules():
-        if isinstance(getattr(module, "time_step_limit", None), tuple) and hasattr(model, "config"):
-            module.time_step_limit = tuple(getattr(model.config, "time_step_limit", (0.0, float("inf"))))
+        if isinstance(getattr(module, "time_step_limit", None), tuple):
+            module.time_step_limit = tuple(limit)

@@ -48,7 +48,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from clipo_ds import warm_start
-from clipo_ds.families import decode_as_in_a_full_pass, quantisation, why_refused
+from clipo_ds.families import quantisation, unclamp_time_steps, why_refused
 from clipo_ds.gguf import PACKAGE, gguf_file, unpack, unpacked_path
 from clipo_ds.schema import TaskConfig
 from clipo_ds.types import InputError
@@ -168,7 +168,7 @@ def load_causal_lm(
             model = PeftModel.from_pretrained(_load_whole(base, torch.float32, options), folder).merge_and_unload()
         model = model.to(dtype)
     model = model.eval()
-    decode_as_in_a_full_pass(model)
+    unclamp_time_steps(model)
     return model if device is None else model.to(device)
 
 

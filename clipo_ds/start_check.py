@@ -34,7 +34,7 @@ def check_policy(policy: Policy, model: ModelConfig) -> None:
         scored = policy.score(batch).logprobs
         own = policy.score_from_logits(batch)
     except (AttributeError, TypeError, IndexError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError | torch.distributed.DistError):
             raise
         what = " ".join(str(error).split())[:200]
         raise InputError(

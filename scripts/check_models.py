@@ -26,7 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from clipo_ds.batching import collate
-from clipo_ds.families import decode_as_in_a_full_pass, why_refused
+from clipo_ds.families import unclamp_time_steps, why_refused
 from clipo_ds.generation import TransformersEngine
 from clipo_ds.noise import RATES, Silence
 from clipo_ds.scoring import ScoringModule, takes_pair_mask
@@ -64,6 +64,7 @@ SPECIAL: dict[str, dict[str, object]] = {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v4": {"head_dim": 16, "num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8},
+    "diffllama": {"attention_dropout": 0.0},  # which refuses another
     "dots1": {"n_shared_experts": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {
@@ -87,6 +88,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "lfm2": CONVOLUTION,
     "lfm2_moe": CONVOLUTION | {"num_dense_layers": 1},
     "longcat_flash": {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "moe_topk": 2, "zero_expert_num": 2},
+    "mamba2": {"num_heads": 8},
     "minicpm3": {"dim_model_base": 8},
     # transformers counts the columns of its cache by the first layer, which holds none where it is linear.
     "minimax": RECURRENT | {"block_size": 16, "sliding_window": None},
@@ -174,7 +176,7 @@ def tiny_model(family: str) -> PreTrainedModel:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=min(0.4, 2 / parameter.shape[-1] ** 0.5))
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
-    decode_as_in_a_full_pass(model)
+    unclamp_time_steps(model)
     return model
 
 
@@ -310,6 +312,7 @@ def main() -> None:
             what = str(error).splitlines()[0][:90]
             findings.append(Finding(family, "WRONG", reason=f"{type(error).__name__}: {what}"))
         sys.stdout.write(findings[-1].row() + "\n")
+        sys.stdout.flush()
     if not asked:
         write_table(findings)
     sys.exit(any(finding.verdict == "WRONG" for finding in findings))
