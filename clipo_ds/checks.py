@@ -18,9 +18,10 @@ from peft import get_peft_model
 from pydantic import ValidationError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from clipo_ds.config import nearest
-from clipo_ds.models import ModelFacts
+from clipo_ds.models import CONVERSION, ModelFacts, moved_base
 from clipo_ds.policy import peft_config
 from clipo_ds.schema import LoraConfig, ModelConfig
 from clipo_ds.types import InputError
@@ -45,11 +46,18 @@ DS_KEYS = (
 
 
 def check_model(model: ModelConfig, facts: ModelFacts) -> None:
-    """Check the attention kernel and the LoRA adapters against a model.
+    """Check gradient checkpointing, the attention kernel and the LoRA adapters against a model.
 
     Raises:
-        InputError: transformers has no such kernel for it, or PEFT or the trainer cannot make these adapters.
+        InputError: transformers cannot checkpoint it or has no such kernel for it, or PEFT or the trainer cannot make
+            these adapters.
     """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(facts.config), None)
+    if model.gradient_checkpointing and kind is not None and not kind.supports_gradient_checkpointing:
+        raise InputError(
+            f"`model.gradient_checkpointing` must be false for a {facts.config.model_type} model, which transformers "
+            f"cannot checkpoint, got true for {model.path!r}"
+        )
     if model.attn_implementation is not None:
         _without_weights(model, facts)
     if model.lora is None:
@@ -141,6 +149,11 @@ def _check_adapter(
             f"{beyond} {adapter[beyond]!r}" if beyond else f"{adapter.get('peft_type')}, bias {adapter.get('bias')!r}"
         )
         raise InputError(f"`model.path` must be a plain LoRA adapter to go on with it, {way_out}; got one with {what}")
+    if (start := moved_base(adapter)) is not None:
+        raise InputError(
+            f"`model.path` must be an adapter that left its base alone to go on with it, {way_out}; got {model.path!r} "
+            f"with init_lora_weights {start!r}: {CONVERSION}"
+        )
     for name, wanted, given in (
         ("rank", adapter.get("r"), lora.rank),
         ("alpha", adapter.get("lora_alpha"), lora.alpha),

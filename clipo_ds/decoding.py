@@ -13,6 +13,7 @@ own code as it is:
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 MIN_GROWTH = 64  # columns that a full buffer grows by at least
 ATTENTION_NAME = "clipo_decode"
+# Layers of transformers' caches: those whose keys and values a `SlotCache` takes, and those that a `WaveCache` holds.
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+STATE_LAYERS = {"chunked_attention", "conv", "linear_attention", "hybrid", "hybrid_sliding"}
 
 
 class SlotCache(Cache):
@@ -211,10 +215,21 @@ class WaveCache:
         self.length += 1
 
 
+def fits_fast_cache(model: PreTrainedModel) -> bool:
+    """Whether a model decodes with one of the caches of this module; transformers' own `generate` is for the others."""
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    if not takes_cache or not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        return False
+    layer_types = set(get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0])
+    # What a model keeps in no layer of a cache it keeps in itself, or in layers of its own kind.
+    hidden_state = getattr(model, "_is_stateful", False) and layer_types <= PLAIN_LAYERS
+    return layer_types <= PLAIN_LAYERS | STATE_LAYERS and not hidden_state
+
+
 def new_cache(config: PreTrainedConfig, num_slots: int) -> SlotCache | WaveCache:
     """The fastest cache that a model's layers allow."""
     layer_types, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    if set(layer_types) <= {"full_attention", "sliding_attention"}:
+    if set(layer_types) <= PLAIN_LAYERS:
         return SlotCache(num_slots)
     return WaveCache(config)
 
@@ -261,7 +276,8 @@ def decode_attention(
         Float[N, 1, heads, D], and None for the attention weights.
     """
     num_rows, num_heads, num_queries, size = query.shape
-    if num_queries != 1 or kwargs.get("position_bias") is not None:
+    masks_heads = attention_mask is not None and attention_mask.shape[1] != 1  # alike or not: heads go their own way
+    if num_queries != 1 or masks_heads or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

@@ -11,18 +11,17 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clipo_ds.decoding import new_cache, pack_linear_layers, use_decode_attention
+from clipo_ds.decoding import fits_fast_cache, new_cache, pack_linear_layers, use_decode_attention
+from clipo_ds.library_decoding import decode_with_library
 from clipo_ds.models import stop_token_ids
-from clipo_ds.sampling import draw_tokens, uniform_stream
+from clipo_ds.sampling import Row, Sampling, draw_next, uniform_stream
 from clipo_ds.thoughts import response_decoder
 from clipo_ds.types import Group, Prompt, Rollout
 
@@ -82,27 +81,6 @@ class AdapterEngine(RolloutEngine, Protocol):
         ...
 
 
-@dataclass
-class _Row:
-    """One rollout on its way."""
-
-    prompt: int  # position in the caller's list
-    rollout: int
-    stream: np.random.Generator
-    start: int = 0  # column of the cache at which the prompt begins
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False  # ended by a stop token
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-
-
 class TransformersEngine:
     """Samples with a transformers model: one prefill a prompt, a shared cache, rows that leave and join at any step.
 
@@ -138,7 +116,11 @@ class TransformersEngine:
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config) if stop_ids is None else frozenset(stop_ids)
         self._home = model.device
         self._sleeps = sleep and self._home.type != "cpu"
-        use_decode_attention(model)
+        self.fits_fast_cache = fits_fast_cache(model)
+        if self.fits_fast_cache:
+            use_decode_attention(model)
+        else:
+            logger.info("rollout.engine: sampling with transformers' own generate (slower)")
         self._packed = pack_linear_layers(model)
         # Code that came with a model may not know how to skip the logits of the prompt.
         self._last_only = (
@@ -184,11 +166,15 @@ class TransformersEngine:
         for layer in self._packed:
             layer.pack(min(self.max_sequences, len(prompts) * group_size))
         rows = [
-            _Row(p, k, uniform_stream(seed, prompt.uid, k))
+            Row(p, k, uniform_stream(seed, prompt.uid, k))
             for p, prompt in enumerate(prompts)
             for k in range(group_size)
         ]
-        _Decoder(self, prompts, _Sampling(max_new_tokens, temperature, top_p, top_k)).run(rows)
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, self.stop_ids)
+        if self.fits_fast_cache:
+            _Decoder(self, prompts, sampling).run(rows)
+        else:
+            decode_with_library(self.model, prompts, rows, sampling, max_sequences=self.max_sequences)
         rollouts = [
             Rollout(tuple(row.token_ids), tuple(row.logprobs), self._text_of(row.token_ids), not row.stopped)
             for row in rows
@@ -247,14 +233,14 @@ class TransformersEngine:
 class _Decoder:
     """The decoding loop of one `generate` call, and the rows that are alive in it."""
 
-    def __init__(self, engine: TransformersEngine, prompts: Sequence[Prompt], sampling: _Sampling) -> None:
+    def __init__(self, engine: TransformersEngine, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         self.engine = engine
         self.prompts = prompts
         self.sampling = sampling
         self.device = engine.model.device
-        self.alive: list[_Row] = []  # in the order of the cache's rows
+        self.alive: list[Row] = []  # in the order of the cache's rows
 
-    def run(self, rows: Sequence[_Row]) -> None:
+    def run(self, rows: Sequence[Row]) -> None:
         """Decode all rows to their end."""
         queue = deque(rows)
         num_slots = min(self.engine.max_sequences, len(rows))
@@ -270,9 +256,9 @@ class _Decoder:
             if self.alive:
                 self._step()
 
-    def _next_rows(self, queue: deque[_Row], free: int) -> list[_Row]:
+    def _next_rows(self, queue: deque[Row], free: int) -> list[Row]:
         """The next rows whose prompts make one forward of bounded size."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         prompts: set[int] = set()
         longest = 0
         while queue and len(rows) < free:
@@ -284,7 +270,7 @@ class _Decoder:
             rows.append(queue.popleft())
         return rows
 
-    def _admit(self, rows: list[_Row]) -> None:
+    def _admit(self, rows: list[Row]) -> None:
         """Prefill the rows' prompts, draw the first tokens, and let the rows that go on join the others."""
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
         ids, mask = self._left_padded([self.prompts[prompt].token_ids for prompt in places])
@@ -295,8 +281,8 @@ class _Decoder:
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=prefilled,
         )
-        self._draw(logits[[places[row.prompt] for row in rows]], rows)
-        joining = [row for row in rows if not self._ended(row)]
+        draw_next(logits[[places[row.prompt] for row in rows]], rows, self.sampling)
+        joining = [row for row in rows if not row.ended(self.sampling)]
         if not joining:
             return
         index = torch.tensor([places[row.prompt] for row in joining], device=self.device)
@@ -319,24 +305,10 @@ class _Decoder:
             past_key_values=self.cache.inner,
         )
         self.cache.advance()
-        self._draw(logits, self.alive)
-        kept = [i for i, row in enumerate(self.alive) if not self._ended(row)]
+        draw_next(logits, self.alive, self.sampling)
+        kept = [i for i, row in enumerate(self.alive) if not row.ended(self.sampling)]
         if len(kept) < len(self.alive):
             self.alive = [self.alive[i] for i in self.cache.remove(kept)]
-
-    def _draw(self, logits: Tensor, rows: Sequence[_Row]) -> None:
-        sampling = self.sampling
-        uniforms = torch.tensor([row.stream.random() for row in rows], dtype=torch.float64, device=self.device)
-        tokens, logprobs = draw_tokens(
-            logits, uniforms, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k
-        )
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.token_ids.append(token)
-            row.logprobs.append(logprob)
-            row.stopped = token in self.engine.stop_ids
-
-    def _ended(self, row: _Row) -> bool:
-        return row.stopped or len(row.token_ids) == self.sampling.max_new_tokens
 
     def _dead(self) -> int:
         """Leading columns of the cache that no row uses."""

@@ -19,7 +19,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from clipo_ds import warm_start
+from clipo_ds.families import quantisation, unclamp_time_steps, why_refused
 from clipo_ds.gguf import PACKAGE, gguf_file, unpack, unpacked_path
 from clipo_ds.schema import TaskConfig
 from clipo_ds.types import InputError
@@ -64,6 +65,11 @@ PAD_CANDIDATES = (
     "<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|fim_pad|>",
     "<|reserved_special_token_0|>", "<unused0>", "<|endoftext|>", "<unk>",
 )  # fmt: skip
+# How adapters start that took a part of the base into their factors, and left the rest for a base. What PEFT loads it
+# computes for the first two again, and so merges them; of the others it does not know what the base had become.
+MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+FOUND_AGAIN = ("pissa", "olora")
+CONVERSION = "save it as plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion)"
 # What transformers and the Hub's client raise for a folder or an id that is not a usable model.
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, HTTPError, EntryNotFoundError, StrictDataclassError)
 
@@ -98,9 +104,15 @@ def inspect_model(reference: str, *, task: TaskConfig | None = None, trust_remot
     if (adapter := _adapter_config(location)) is not None:
         base, base_options = _readable_base(adapter, location)
         options |= base_options
+        if (start := moved_base(adapter)) is not None and start not in FOUND_AGAIN:
+            raise InputError(
+                f"`model.path` must be an adapter on a base as it was saved, got {reference!r}, whose start "
+                f"({start}) changed the base in a way that nobody can tell from the adapter: {CONVERSION}"
+            )
         _require_files(Path(location), ("adapter_model.safetensors", "adapter_model.bin"), "adapter weights", reference)
     config = _read(AutoConfig, base, options, reference, "a model folder that transformers can read")
     _require_causal(config, reference)
+    _require_plain_weights(config, reference)
     has_tokenizer = adapter is None or any((Path(location) / name).exists() for name in TOKENIZER_FILES)
     tokenizer = _read(
         AutoTokenizer, location if has_tokenizer else base, options, reference, "a model with a tokenizer"
@@ -157,7 +169,18 @@ def load_causal_lm(
             model = PeftModel.from_pretrained(_load_whole(base, torch.float32, options), folder).merge_and_unload()
         model = model.to(dtype)
     model = model.eval()
+    unclamp_time_steps(model)
     return model if device is None else model.to(device)
+
+
+def moved_base(adapter: Mapping[str, Any]) -> str | None:
+    """How a PEFT adapter began, where that changed the weights of its base too; None for one that left them alone.
+
+    >>> moved_base({"init_lora_weights": "pissa_niter_4"}), moved_base({"init_lora_weights": "gaussian"})
+    ('pissa_niter_4', None)
+    """
+    start = adapter.get("init_lora_weights")
+    return start if isinstance(start, str) and start.lower().startswith(MOVED_BASE) else None
 
 
 def base_folder(folder: str) -> str:
@@ -320,6 +343,19 @@ def _require_causal(config: PreTrainedConfig, reference: str) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
         raise InputError(
             f"`model.path` must be a causal language model, got {reference!r}, which is a {config.model_type} model"
+        )
+    if (why := why_refused(config)) is not None:
+        raise InputError(
+            f"`model.path` must be a causal language model that this program can train (docs/models.md), got "
+            f"{reference!r}, a {config.model_type} model, which {why}"
+        )
+
+
+def _require_plain_weights(config: PreTrainedConfig, reference: str) -> None:
+    if (method := quantisation(config)) is not None:
+        raise InputError(
+            f"`model.path` must be a model with plain weights (float32, bfloat16 or float16), got {reference!r}, "
+            f"which is quantised ({method}): take the unquantised model, or write one with its `dequantize()`"
         )
 
 

@@ -47,6 +47,7 @@ def likely_causes(config: TrainConfig, *, tied_head: bool) -> list[str]:
         "a server that another run fed or that was started again": rollout.engine == "vllm_server",
         "a prefix cache that outlived the sync": on_vllm,
         "sampling.temperature, top_p or top_k inside the sampler's log-probabilities": filtered,
+        "a model that scales its output head's input or its logits in a way of its own": True,
         "kernels that round bfloat16 otherwise (float32 shows it; rollout.parity sets the limits)": half,
     }
     return [cause for cause, possible in causes.items() if possible]

@@ -45,6 +45,7 @@ from clipo_ds.rewards import Judge, LoadedFunction, load_functions
 from clipo_ds.run_folder import RunFolder
 from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
+from clipo_ds.start_check import check_policy
 from clipo_ds.thoughts import thought_tags
 from clipo_ds.trackers import Trackers, check_trackers
 from clipo_ds.types import InputError, Prompt
@@ -252,6 +253,7 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
             with_reference=config.objective.kl_coefficient > 0,
             device=ranks.device,
         )
+        check_policy(policy, config.model)
         term = None
         if config.contrastive is not None:
             term = ContrastiveTerm(config.contrastive, policy.hidden_size, config.seed, ranks)

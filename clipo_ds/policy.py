@@ -1,14 +1,13 @@
 """The training policy: a causal language model on a DeepSpeed engine, full or with LoRA adapters.
 
 `Policy.score` and `Policy.forward` give log-probabilities, entropy and pooled hidden states of a micro-batch from one
-pass through the decoder. The vocabulary projection is one module (`clipo_ds.token_head`), so that ZeRO-3 gathers the
-output weight once a pass, however many chunks a rank has.
+pass through the decoder (`clipo_ds.scoring`). The vocabulary projection is one module (`clipo_ds.token_head`), so that
+ZeRO-3 gathers the output weight once a pass, however many chunks a rank has.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -22,20 +21,16 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from clipo_ds.models import base_folder, load_causal_lm
+from clipo_ds.noise import Silence, has_noise
 from clipo_ds.schema import LoraConfig, ModelConfig, OptimizerConfig
-from clipo_ds.token_head import TokenHead, logit_shaping
+from clipo_ds.scoring import ScoringModule, plain_model, takes_pair_mask
 from clipo_ds.types import Batch, InputError
 
 logger = logging.getLogger(__name__)
-
-# How transformers' configurations end the names of their rates of noise, and begin those of heads that are not here.
-NOISE = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop", "jitter_noise")
-OTHER_HEADS = ("classifier_", "summary_")
 
 
 @dataclass(frozen=True)
@@ -47,54 +42,6 @@ class Scores:
     pooled: Tensor  # Float[N, H], float32: mean of the final-norm states that produced the response tokens
 
 
-class ScoringModule(nn.Module):
-    """The module that the DeepSpeed engine trains: decoder, pooling and token head in one forward."""
-
-    def __init__(self, model: nn.Module, chunk_tokens: int) -> None:
-        super().__init__()
-        self.model = model
-        plain = model.get_base_model() if isinstance(model, PeftModel) else model
-        output = plain.get_output_embeddings()
-        if not isinstance(output, nn.Linear):
-            raise InputError(
-                "`model.lora.target_modules` must leave the output head alone, got an adapter on it"
-                if isinstance(model, PeftModel)
-                else f"`model.path` must have a linear output head, got {type(output).__name__}"
-            )
-        self.token_head = TokenHead(output, chunk_tokens, logit_shaping(plain.config))
-
-    def forward(
-        self, batch: Batch, with_entropy: bool = True, pooled_gradient: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the fields of `Scores` for a micro-batch on this rank's device.
-
-        Pooled and projected are the states that produced the response's tokens, end-of-sequence token included.
-        """
-        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        hidden = plain.get_decoder()(
-            input_ids=batch.input_ids,
-            attention_mask=_pair_mask(batch.segments) if batch.shares_prompts else (batch.segments >= 0).long(),
-            position_ids=batch.position_ids if batch.shares_prompts else None,
-            use_cache=False,
-        ).last_hidden_state  # (R, S, H)
-        num_rows, num_tokens = batch.response_mask.shape
-        row, step = batch.response_mask.nonzero(as_tuple=True)
-        place = batch.sequence[row] * hidden.shape[1] + batch.state_columns[row, step]
-        # (M, H), M real response tokens. Rollouts that share a prompt share its last state. The gradient of
-        # an embedding adds such rows up in one order, that of an index on a CPU in whichever its threads take.
-        states = functional.embedding(place, hidden.flatten(0, 1))
-        logprobs, entropies = self.token_head(states, batch.response_ids[row, step], with_entropy)
-        blank = logprobs.new_zeros(num_rows, num_tokens)
-        counts = batch.response_mask.sum(1).clamp(min=1)
-        pooled = states.new_zeros(num_rows, states.shape[-1], dtype=torch.float32)
-        pooled = pooled.index_add(0, row, (states if pooled_gradient else states.detach()).float())
-        return (
-            blank.index_put((row, step), logprobs),
-            blank.index_put((row, step), entropies),
-            pooled / counts[:, None],
-        )
-
-
 class Policy:
     """A DeepSpeed engine around a `ScoringModule`, and the frozen reference policy where a KL term wants one."""
 
@@ -103,11 +50,15 @@ class Policy:
         engine: deepspeed.DeepSpeedEngine,
         model: nn.Module,
         reference: nn.Module | None,
+        silence: Silence | None,
     ) -> None:
         self.engine = engine
         self.model = model
         self.updates_begun = 0  # optimiser steps that may have changed a weight, also those that did not come to an end
         self._reference = reference
+        self._silence = silence
+        # Whether a forward in training draws random numbers, and so differs from scoring.
+        self.draws_noise = has_noise(model) if silence is None else silence.leaves_noise
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +66,7 @@ class Policy:
 
     @property
     def hidden_size(self) -> int:
-        return int(self.model.config.get_text_config().hidden_size)
+        return int(self.engine.module.hidden_size)
 
     @property
     def has_tied_head(self) -> bool:
@@ -130,14 +81,19 @@ class Policy:
         the width) and 4 H on a pair. 0 where the rollouts of a prompt cannot share it: attention must take a mask over
         pairs of tokens, and nothing but attention may carry from one token to the next.
         """
-        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        return 6.0 * self.hidden_size if _takes_pair_mask(plain) else 0.0
+        return 6.0 * self.hidden_size if takes_pair_mask(plain_model(self.model)) else 0.0
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:
         """Score a micro-batch under the current policy, without gradients."""
         self.engine.eval()
         return Scores(*self.engine(on_device(batch, self.device)))
+
+    @torch.no_grad()
+    def score_from_logits(self, batch: Batch) -> Tensor:
+        """Log-probabilities Float[N, T] as `score`, from the model's own forward pass and all its logits."""
+        self.engine.eval()
+        return self.engine(on_device(batch, self.device), from_logits=True)
 
     @torch.no_grad()
     def score_reference(self, batch: Batch) -> Tensor:
@@ -155,13 +111,6 @@ class Policy:
         with self.model.disable_adapter():
             return self.engine(batch, with_entropy=False)[0]
 
-    @property
-    def draws_noise(self) -> bool:
-        """Whether a forward in training draws random numbers (dropout and the like), and so differs from scoring."""
-        config = vars(self.model.config.get_text_config())
-        rates = [v for name, v in config.items() if name.endswith(NOISE) and not name.startswith(OTHER_HEADS)]
-        return any(rates) or any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
-
     def forward(self, batch: Batch, *, with_entropy: bool = False, pooled_gradient: bool = False) -> Scores:
         """Score a micro-batch with gradients; `backward` must follow before the next forward.
 
@@ -175,6 +124,8 @@ class Policy:
             pooled_gradient: Let the pooled states carry a gradient, as the log-probabilities do; the same on all ranks.
         """
         self.engine.train()
+        if self._silence is not None:
+            self._silence.begin()
         batch = on_device(batch, self.device)
         return Scores(*self.engine(batch, with_entropy=with_entropy, pooled_gradient=pooled_gradient))
 
@@ -269,6 +220,9 @@ def build_policy(
         # form needs an input with a gradient, which frozen embeddings do not give.
         language_model.gradient_checkpointing_enable({"use_reentrant": True})
         language_model.enable_input_require_grads()
+    silence = Silence(language_model, plain_model(language_model)) if model.dropout == "none" else None
+    if silence is None and has_noise(language_model):
+        logger.warning("model.dropout keep: every update draws another policy than the one that was sampled and scored")
     module = ScoringModule(language_model, model.logprob_chunk_tokens)
     # What transformers calls `constant` passes over the warm-up.
     schedule = "constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule
@@ -281,37 +235,13 @@ def build_policy(
         ),
     )
     reference = None if frozen is None else _reference_engine(frozen, model, ds_config, device)
-    return Policy(engine, language_model, reference)
+    return Policy(engine, language_model, reference, silence)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The micro-batch with its tensors on a device."""
     moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
     return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
-
-
-def _pair_mask(segments: Tensor) -> Tensor:
-    """Bool[R, 1, S, S], True where a token (third axis) sees another (last axis): the prompt, and its own response.
-
-    Padding sees something too, since softmax over nothing is not a number; nobody sees padding.
-    """
-    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
-    seen = segments[:, None, :]
-    return (causal & ((seen == 0) | (seen == segments[:, :, None])))[:, None]
-
-
-def _takes_pair_mask(model: transformers.PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return (
-        config._attn_implementation == "sdpa"
-        and set(layers) == {"full_attention"}
-        and getattr(config, "sliding_window", None) is None
-        and not getattr(config, "alibi", False)
-        and not getattr(model, "_is_stateful", False)
-        and type(model).__module__.startswith("transformers.")
-        and "position_ids" in inspect.signature(model.get_decoder().forward).parameters
-    )
 
 
 def _load(folder: str, model: ModelConfig, dtype: torch.dtype) -> transformers.PreTrainedModel:

@@ -1,6 +1,7 @@
 """From next-token logits to drawn tokens: temperature, top-k, top-p, and one uniform number a token.
 
-Layer L2, above `clipo_ds.generation`; imports torch and numpy only. A draw is the inverse of the cumulative
+Layer L2, above `clipo_ds.generation`; imports torch and numpy only. `Row` is a rollout on its way through whichever
+loop decodes it. A draw is the inverse of the cumulative
 distribution at a given uniform number, so a rollout is a function of the weights and of its own stream of uniforms:
 neither the rows that happen to share a batch, nor their order, nor the number of ranks changes it (up to the rounding
 of the logits).
@@ -8,12 +9,55 @@ of the logits).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 128  # tokens of the vocabulary that are summed to one number before the search
 NUM_NUCLEUS_CANDIDATES = (256, 4096)  # tried before the whole vocabulary is sorted
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one call of `generate` draws, and when its rollouts end."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop_ids: Collection[int]
+
+
+@dataclass
+class Row:
+    """One rollout on its way."""
+
+    prompt: int  # position in the caller's list
+    rollout: int
+    stream: np.random.Generator
+    start: int = 0  # column of the cache at which the prompt begins
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False  # ended by a stop token
+
+    def ended(self, sampling: Sampling) -> bool:
+        """Whether no token follows."""
+        return self.stopped or len(self.token_ids) == sampling.max_new_tokens
+
+
+def draw_next(logits: Tensor, rows: Sequence[Row], sampling: Sampling) -> None:
+    """Draw the next token of each row from its logits Float[N, V], with the row's own next uniform number."""
+    uniforms = torch.tensor([row.stream.random() for row in rows], dtype=torch.float64, device=logits.device)
+    tokens, logprobs = draw_tokens(
+        logits, uniforms, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k
+    )
+    for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        row.token_ids.append(token)
+        row.logprobs.append(logprob)
+        row.stopped = token in sampling.stop_ids
 
 
 def uniform_stream(seed: int, uid: int, rollout: int) -> np.random.Generator:

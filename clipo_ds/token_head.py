@@ -13,15 +13,22 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # as transformers' families name it
+
 
 @dataclass(frozen=True)
 class LogitShaping:
-    """What a model does to its logits between output head and softmax: scales them, then caps them softly."""
+    """What a model does to its logits between output head and softmax: scales them, then caps them softly.
+
+    A model without a bias in its head that scales the hidden states before it does the same.
+    """
 
     scale: float = 1.0
     cap: float | None = None  # logits -> cap * tanh(logits / cap)
+    vocab_size: int | None = None  # rows of the head after these are padding, and no tokens
 
     def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits[..., : self.vocab_size]
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
@@ -30,14 +37,18 @@ class LogitShaping:
 def logit_shaping(config: PreTrainedConfig) -> LogitShaping:
     """How a model of transformers shapes its logits."""
     config = config.get_text_config(decoder=True)
-    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return LogitShaping(_scale(config), cap)
+    caps = (getattr(config, name, None) for name in CAPS)
+    return LogitShaping(
+        _scale(config), next((cap for cap in caps if cap), None), getattr(config, "unpadded_vocab_size", None)
+    )
 
 
 def _scale(config: PreTrainedConfig) -> float:
     family = config.model_type
-    if family.startswith("granite"):
+    if family.startswith(("granite", "minicpm3")):
         return 1.0 / config.logits_scaling
+    if family == "inkling_text":
+        return 1.0 / config.logits_mup_width_multiplier
     if family.startswith("hyperclovax"):
         return float(config.logits_scaling)
     if family.startswith("cohere"):

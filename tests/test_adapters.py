@@ -13,7 +13,7 @@ from small_policy import make_batch, make_policy, save_model
 
 from clipo_ds import checkpoint
 from clipo_ds.checks import check_model
-from clipo_ds.models import ModelFacts, load_causal_lm
+from clipo_ds.models import ModelFacts, inspect_model, load_causal_lm
 from clipo_ds.policy import peft_config
 from clipo_ds.schema import LoraConfig, ModelConfig
 from clipo_ds.types import InputError
@@ -79,6 +79,34 @@ def test_an_adapter_of_another_shape_is_refused_by_the_field(folder, tmp_path, l
     check_model(ModelConfig(path=adapter, lora=LoraConfig(**fitting)), facts_of(adapter))
     with pytest.raises(InputError, match=message):
         check_model(ModelConfig(path=adapter, lora=LoraConfig(**(fitting | lora))), facts_of(adapter))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_4"])
+def test_an_adapter_that_moved_its_base_is_merged_where_that_can_be_told_and_never_gone_on_with(
+    folder, tmp_path, start
+):
+    plain = load_causal_lm(folder, dtype="float32")
+    settings = peft_config(LoraConfig(rank=4, alpha=8.0))
+    settings.init_lora_weights = start
+    model = get_peft_model(plain, settings, autocast_adapter_dtype=False)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1
+        trained = model(ids).logits
+    model.save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    lora = ModelConfig(path=str(tmp_path), lora=LoraConfig(rank=4, alpha=8.0))
+    with pytest.raises(InputError, match=rf"`model.path` must be an adapter that left its base alone.*'{start}'"):
+        check_model(lora, facts_of(str(tmp_path)))
+    if start != "pissa_niter_4":  # begun from random numbers
+        inspect_model(str(tmp_path))
+        merged = load_causal_lm(str(tmp_path), dtype="float32")(ids).logits
+        assert torch.allclose(merged, trained, atol=1e-4)
+        return
+    with pytest.raises(InputError, match=r"`model.path` must be an adapter on a base as it was saved.*pissa_niter_4"):
+        inspect_model(str(tmp_path))
 
 
 def test_an_adapter_that_is_more_than_lora_is_refused(folder, tmp_path):

@@ -33,6 +33,10 @@ class ModelConfig:
     has its characters; its fields on the small model and the warm start then say nothing."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the policy's forward and backward; master weights and optimiser state are float32."""
+    dropout: Literal["none", "keep"] = "none"
+    """Noise that the model's own configuration draws in training: dropout, layers left out, jitter of routers. `none`
+    trains the policy that was sampled; `keep` draws another one in every update, whose ratios are clipped by chance.
+    The dropout of adapters is a field of its own."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     attn_implementation: str | None = None
