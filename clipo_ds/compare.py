@@ -133,7 +133,10 @@ def _is_begun(config: TrainConfig) -> bool:
     found = Path(str(config.run_dir)) / "config.yaml"
     if not found.exists():
         return False
-    if dataclasses.replace(load_config(str(found)), resume=None, recipe=config.recipe) != config:
+    begun = dataclasses.replace(load_config(str(found)), resume=None, recipe=config.recipe)
+    if config.rollout.engine == "auto":  # the run holds what it was
+        begun = dataclasses.replace(begun, rollout=dataclasses.replace(begun.rollout, engine="auto"))
+    if begun != config:
         raise InputError(f"`out` must not hold runs made with other settings, got '{found.parent}'")
     return True
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from clipo_ds.decoding import new_cache, pack_linear_layers, use_decode_attention
 from clipo_ds.models import stop_token_ids
 from clipo_ds.sampling import draw_tokens, uniform_stream
+from clipo_ds.turns import completes_stop, spoken_ids, until_stop
 from clipo_ds.types import Group, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ PREFILL_TOKENS = 16_384  # prompt tokens, padding included, in one forward
 
 class RolloutEngine(Protocol):
     """A sampler with its own copy of the policy's weights."""
+
+    takes_original_names: bool
+    """Whether `load_weights` wants the weights as the model's published folder has them, or as transformers does."""
 
     def generate(
         self,
@@ -48,7 +52,7 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take new weights under the names of the plain Hugging Face model; raise when any is left out."""
+        """Take new weights, named as `takes_original_names` says; raise when any is left out."""
         ...
 
     def sleep(self) -> None:
@@ -91,7 +95,7 @@ class _Row:
     start: int = 0  # column of the cache at which the prompt begins
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False  # ended by a stop token
+    stopped: bool = False  # ended by a stop token or text
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,11 @@ class TransformersEngine:
         tokenizer: Decodes responses; names the padding and stop tokens.
         max_sequences: Rollouts decoded at once.
         stop_ids: Tokens that end a response; None takes those that model and tokenizer name.
+        stop_texts: Texts that end a response. The tokens up to the one that completes it are kept, the text before it.
         sleep: Let `sleep` free an accelerator's memory.
     """
+
+    takes_original_names = False
 
     def __init__(
         self,
@@ -124,6 +131,7 @@ class TransformersEngine:
         *,
         max_sequences: int = 256,
         stop_ids: Iterable[int] | None = None,
+        stop_texts: Sequence[str] = (),
         sleep: bool = False,
     ) -> None:
         if max_sequences < 1:
@@ -132,6 +140,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_sequences = max_sequences
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config) if stop_ids is None else frozenset(stop_ids)
+        self.stop_texts = tuple(stop_texts)
         self._home = model.device
         self._sleeps = sleep and self._home.type != "cpu"
         use_decode_attention(model)
@@ -161,7 +170,7 @@ class TransformersEngine:
         Args:
             prompts: With `uid` of at least 0, different where prompts shall be sampled independently.
             group_size: Rollouts a prompt.
-            max_new_tokens: Length cap of a response, in tokens; what reaches it without a stop token is truncated.
+            max_new_tokens: Length cap of a response, in tokens; what reaches it without such an end is truncated.
             temperature: 0 decodes greedily.
             top_p: Nucleus threshold in (0, 1]; 1 is off.
             top_k: Number of likeliest tokens to keep; 0 is off.
@@ -185,9 +194,10 @@ class TransformersEngine:
             for k in range(group_size)
         ]
         _Decoder(self, prompts, _Sampling(max_new_tokens, temperature, top_p, top_k)).run(rows)
-        texts = self.tokenizer.batch_decode([row.token_ids for row in rows], skip_special_tokens=True)
+        spoken = [spoken_ids(row.token_ids, self.stop_ids) for row in rows]
+        texts = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
         rollouts = [
-            Rollout(tuple(row.token_ids), tuple(row.logprobs), text, not row.stopped)
+            Rollout(tuple(row.token_ids), tuple(row.logprobs), until_stop(text, self.stop_texts)[0], not row.stopped)
             for row, text in zip(rows, texts, strict=True)
         ]
         return [
@@ -330,7 +340,9 @@ class _Decoder:
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            row.stopped = token in self.engine.stop_ids
+            row.stopped = token in self.engine.stop_ids or completes_stop(
+                self.engine.tokenizer, row.token_ids, self.engine.stop_texts
+            )
 
     def _ended(self, row: _Row) -> bool:
         return row.stopped or len(row.token_ids) == self.sampling.max_new_tokens

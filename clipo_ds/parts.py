@@ -45,8 +45,9 @@ from clipo_ds.schema import TrainConfig
 from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.sources import name_sources
 from clipo_ds.trackers import Trackers, check_trackers
+from clipo_ds.turns import split_stops
 from clipo_ds.types import InputError, Prompt
-from clipo_ds.vllm_checks import check_vllm
+from clipo_ds.vllm_checks import check_vllm, choose_engine
 from clipo_ds.vllm_client import check_servers
 from clipo_ds.vllm_engine import build_vllm_engine
 from clipo_ds.vllm_room import VllmRoom
@@ -114,6 +115,7 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
     began = distributed.broadcast_object(time.strftime("%Y%m%d-%H%M%S"))
     plan: Plan | None = None
     wrong: InputError | None = None
+    config = choose_engine(config, ranks)
     try:
         plan = _plan(config, ranks, f"{Path(config.recipe or 'run').stem}-{began}")
     except InputError as error:  # one rank may lack a file, have less memory, or not reach what another does
@@ -147,6 +149,7 @@ def _plan(config: TrainConfig, ranks: Ranks, fresh_name: str) -> Plan:
         load_head(head, config.contrastive.head_path)
     check_ds_config(config.ds_config, ds_config)
     check_model(config.model, facts)
+    split_stops(facts.tokenizer, config.rollout.stop)
     check_trackers(config.logging.trackers)
     spec = resolve_objective(
         config.objective.name,
@@ -305,11 +308,12 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
 def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
     config, tokenizer = plan.config, plan.model.tokenizer
     generation_config = read_generation_config(folder, trust_remote_code=config.model.trust_remote_code)
-    stop_ids = stop_token_ids(tokenizer, generation_config)
+    own_ids, stop_texts = split_stops(tokenizer, config.rollout.stop)
+    stop_ids = stop_token_ids(tokenizer, generation_config) | own_ids
     if plan.room is not None:
-        return build_vllm_engine(config, folder, tokenizer, stop_ids, ranks, plan.room)
+        return build_vllm_engine(config, folder, tokenizer, stop_ids, stop_texts, ranks, plan.room)
     if config.rollout.engine == "vllm_server":
-        return VllmServerEngine.connect(config, tokenizer, stop_ids, ranks)
+        return VllmServerEngine.connect(config, tokenizer, stop_ids, stop_texts, ranks)
     replica = load_causal_lm(
         folder,
         dtype=config.sampler_dtype,
@@ -322,6 +326,7 @@ def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
         tokenizer,
         max_sequences=config.rollout.max_sequences,
         stop_ids=stop_ids,
+        stop_texts=stop_texts,
         sleep=config.sampler_sleeps,
     )
 

@@ -18,11 +18,12 @@ from clipo_ds.config import load_config
 from clipo_ds.data import load_prompts
 from clipo_ds.evaluate import EvaluationResult, ProblemResult, response_columns, run_problems, summarise
 from clipo_ds.generation import TransformersEngine
-from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.models import inspect_model, load_causal_lm, materialise_model, stop_token_ids
 from clipo_ds.records import RunWriter
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
+from clipo_ds.turns import split_stops
 from clipo_ds.types import InputError, Prompt
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,14 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     model = load_causal_lm(materialise_model(reference), dtype=dtype, device=device)
-    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences)
+    stop_ids, stop_texts = split_stops(facts.tokenizer, config.rollout.stop if config is not None else ())
+    engine = TransformersEngine(
+        model,
+        facts.tokenizer,
+        max_sequences=arguments.max_sequences,
+        stop_ids=stop_ids | stop_token_ids(facts.tokenizer, model.generation_config),
+        stop_texts=stop_texts,
+    )
     sampled = arguments.samples > 1
     results = []
     with Judge(RewardConfig(), overlong_buffer=0, max_new_tokens=arguments.max_new_tokens) as judge:

@@ -37,6 +37,7 @@ from clipo_ds.parts import Parts, build_parts, close_parts, preflight
 from clipo_ds.periodic_evaluation import evaluate_if_due
 from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
+from clipo_ds.turns import runs_on, turns_of
 from clipo_ds.types import MismatchError, Prompt, RunStopped, SamplerLost
 from clipo_ds.update import Targets, update_policy
 from clipo_ds.weight_sync import sync_weights
@@ -207,8 +208,9 @@ def _learn(
         total_reward, targets = _targets(parts, experience, outcome)
         columns = _columns(parts, experience, outcome, total_reward, targets, step)
         metrics |= rollout_metrics(
-            experience, sampled, total_reward, targets.zero_variance, ranks, reward_names=parts.judge.reward_names
-        )
+            experience, sampled, total_reward, targets.zero_variance, ranks, reward_names=parts.judge.reward_names,
+            runs_on=functools.partial(runs_on, parts.tokenizer, turns_of(parts.tokenizer)),
+        )  # fmt: skip
         metrics |= contrast
         if not frozen:
             with watch.phase("update"):

@@ -25,6 +25,7 @@ from clipo_ds.generation import check_arguments
 from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
 from clipo_ds.threads import run_beside
+from clipo_ds.turns import spoken_ids, until_stop
 from clipo_ds.types import Group, Prompt, Rollout, SamplerLost
 from clipo_ds.vllm_client import SamplingRequest, ServerClient, ServerDied, ServerError, ServerLate, connect
 from clipo_ds.vllm_transfer import FileTransfer, NcclTransfer, Transfer, send_weights
@@ -43,10 +44,13 @@ class VllmServerEngine:
         stop_ids: Tokens that end a response.
         ranks: This process among those of the run.
         transfer: How weights reach the servers.
+        stop_texts: Texts that end a response, as those of `TransformersEngine`.
         max_sequences: Rollouts that this rank asks for at once.
         on_death: Whether a server that dies ends the run or is left out.
         sync_timeout_s: Limit of one weight update, seconds.
     """
+
+    takes_original_names = True
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class VllmServerEngine:
         ranks: Ranks,
         transfer: Transfer,
         *,
+        stop_texts: Sequence[str] = (),
         max_sequences: int,
         on_death: str = "stop",
         sync_timeout_s: float = 300.0,
@@ -64,6 +69,7 @@ class VllmServerEngine:
         self.max_sequences = max_sequences
         self._clients = list(clients)
         self._stop_ids = sorted(stop_ids)
+        self._stop_texts = tuple(stop_texts)
         self._ranks = ranks
         self._transfer = transfer
         self._on_death = on_death
@@ -76,7 +82,12 @@ class VllmServerEngine:
 
     @classmethod
     def connect(
-        cls, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int], ranks: Ranks
+        cls,
+        config: TrainConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Iterable[int],
+        stop_texts: Sequence[str],
+        ranks: Ranks,
     ) -> VllmServerEngine:
         """The engine that a configuration describes; all its servers must be running.
 
@@ -96,6 +107,7 @@ class VllmServerEngine:
             stop_ids,
             ranks,
             NcclTransfer({url: fact.world_size for url, fact in facts.items()}) if over_nccl else FileTransfer(),
+            stop_texts=stop_texts,
             max_sequences=config.rollout.max_sequences,
             on_death=config.rollout.server.on_death,
             sync_timeout_s=config.rollout.server.sync_timeout_s,
@@ -131,7 +143,9 @@ class VllmServerEngine:
         check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
         if not prompts:
             return []
-        request = SamplingRequest(group_size, max_new_tokens, temperature, top_p, top_k, self._stop_ids)
+        request = SamplingRequest(
+            group_size, max_new_tokens, temperature, top_p, top_k, self._stop_ids, self._stop_texts
+        )
         # vLLM seeds the rollouts of a request with the numbers that follow the first one's.
         calls = [
             partial(self._sample, place, prompt, request, rollout_seed(seed, prompt.uid, 0))
@@ -267,5 +281,10 @@ class VllmServerEngine:
                 )
 
     def _with_texts(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
-        texts = self.tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)
-        return tuple(replace(rollout, text=text) for rollout, text in zip(rollouts, texts, strict=True))
+        spoken = [spoken_ids(rollout.token_ids, self._stop_ids) for rollout in rollouts]
+        texts = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
+        finished = []
+        for rollout, whole in zip(rollouts, texts, strict=True):
+            text, stopped = until_stop(whole, self._stop_texts)
+            finished.append(replace(rollout, text=text, truncated=rollout.truncated and not stopped))
+        return tuple(finished)
