@@ -40,7 +40,7 @@ from clipo_ds.contrastive_term import ContrastiveTerm
 from clipo_ds.distributed import Ranks
 from clipo_ds.policy import Policy
 from clipo_ds.types import InputError, NotSaved
-from clipo_ds.weight_sync import iterate_adapter, iterate_weights
+from clipo_ds.weight_sync import iterate_adapter, iterate_original_weights
 
 logger = logging.getLogger(__name__)
 
@@ -241,12 +241,13 @@ def _what_is_whole(run_dir: Path, mended: str = "make room, then go on") -> str:
 def save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> None:
     """Write the policy as a folder that `from_pretrained` loads elsewhere; called by all ranks.
 
-    A LoRA policy becomes a PEFT adapter, a full one a Hugging Face model in the policy's precision.
+    A LoRA policy becomes a PEFT adapter, a full one a Hugging Face model in the policy's precision, with the names of
+    the folder that it was published in.
     """
     model = policy.model
     adapter = isinstance(model, PeftModel)
     state: dict[str, torch.Tensor] = {}
-    for name, weight in iterate_adapter(model) if adapter else iterate_weights(model):
+    for name, weight in iterate_adapter(model) if adapter else iterate_original_weights(model, tied=False):
         if ranks.is_main:
             state[name] = weight.to("cpu", copy=True)
     if not ranks.is_main:
@@ -255,8 +256,6 @@ def save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase,
     if adapter:
         model.save_pretrained(str(folder), state_dict=state)
     else:
-        if model.config.tie_word_embeddings:  # one copy is the convention for tied models
-            state.pop("lm_head.weight", None)
         save_torch_state_dict(state, folder)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)

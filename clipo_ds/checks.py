@@ -5,6 +5,7 @@ The model is built without memory (on torch's meta device) and given its adapter
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from clipo_ds.models import CONVERSION, ModelFacts, moved_base
 from clipo_ds.policy import peft_config
 from clipo_ds.schema import LoraConfig, ModelConfig
 from clipo_ds.types import InputError
+
+logger = logging.getLogger(__name__)
 
 # Settings of a PEFT adapter that neither the trainer's merging nor `model.lora` know.
 BEYOND_PLAIN_LORA = (
@@ -63,6 +66,7 @@ def check_model(model: ModelConfig, facts: ModelFacts) -> None:
     if model.lora is None:
         return
     own = _adapted(model, facts, peft_config(model.lora))
+    _say_left_alone(model, facts, own)
     if isinstance(model.lora.target_modules, list):
         for name in model.lora.target_modules:
             if not any(module == name or module.endswith(f".{name}") for module in own):
@@ -136,6 +140,18 @@ def _adapted(model: ModelConfig, facts: ModelFacts, lora: PeftLoraConfig) -> set
         if modules[name] is head:
             raise _wrong_targets(f"names of modules other than the output head, got {name!r}")
     return names
+
+
+def _say_left_alone(model: ModelConfig, facts: ModelFacts, own: set[str]) -> None:
+    """Say what is adapted where a mixture's experts, most of the model, are not: they are no linear layers."""
+    sizes = {name: weight.numel() for name, weight in _without_weights(model, facts).named_parameters()}
+    experts = {name: size for name, size in sizes.items() if ".experts." in name and name.rpartition(".")[0] not in own}
+    if experts:
+        logger.warning(
+            "model.lora adapts %s alone; the experts, %.0f%% of the weights, stay as they are",
+            ", ".join(sorted({name.rpartition(".")[2] for name in own})),
+            100 * sum(experts.values()) / sum(sizes.values()),
+        )
 
 
 def _check_adapter(

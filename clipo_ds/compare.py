@@ -137,7 +137,10 @@ def _is_begun(config: TrainConfig) -> bool:
         return False
     own = load_config(str(found))
     data = dataclasses.replace(own.data, allow_changed=config.data.allow_changed)
-    if dataclasses.replace(own, resume=None, recipe=config.recipe, data=data) != config:
+    begun = dataclasses.replace(own, resume=None, recipe=config.recipe, data=data)
+    if config.rollout.engine == "auto":  # the run holds what it was
+        begun = dataclasses.replace(begun, rollout=dataclasses.replace(begun.rollout, engine="auto"))
+    if begun != config:
         raise InputError(f"`out` must not hold runs made with other settings, got '{found.parent}'")
     return True
 

@@ -7,6 +7,7 @@ whole replica of the model on its rank and gets weights through `load_weights` o
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections import deque
@@ -23,6 +24,7 @@ from clipo_ds.library_decoding import decode_with_library
 from clipo_ds.models import stop_token_ids
 from clipo_ds.sampling import Row, Sampling, draw_next, uniform_stream
 from clipo_ds.thoughts import response_decoder
+from clipo_ds.turns import completes_stop
 from clipo_ds.types import Group, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ PREFILL_TOKENS = 16_384  # prompt tokens, padding included, in one forward
 
 class RolloutEngine(Protocol):
     """A sampler with its own copy of the policy's weights."""
+
+    takes_original_names: bool
+    """Whether `load_weights` wants the weights as the model's published folder has them, or as transformers does."""
 
     def generate(
         self,
@@ -48,7 +53,7 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take new weights under the names of the plain Hugging Face model; raise when any is left out."""
+        """Take new weights, named as `takes_original_names` says; raise when any is left out."""
         ...
 
     def sleep(self) -> None:
@@ -93,9 +98,12 @@ class TransformersEngine:
         tokenizer: Decodes responses; names the padding and stop tokens.
         max_sequences: Rollouts decoded at once.
         stop_ids: Tokens that end a response; None takes those that model and tokenizer name.
+        stop_texts: Texts that end a response. The tokens up to the one that completes it are kept, the text before it.
         sleep: Let `sleep` free an accelerator's memory.
         thought_tags: `data.thought_tags`; responses keep those of them that are special tokens.
     """
+
+    takes_original_names = False
 
     def __init__(
         self,
@@ -104,6 +112,7 @@ class TransformersEngine:
         *,
         max_sequences: int = 256,
         stop_ids: Iterable[int] | None = None,
+        stop_texts: Sequence[str] = (),
         sleep: bool = False,
         thought_tags: Sequence[str] | None = None,
     ) -> None:
@@ -114,6 +123,7 @@ class TransformersEngine:
         self._text_of = response_decoder(tokenizer, thought_tags)
         self.max_sequences = max_sequences
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config) if stop_ids is None else frozenset(stop_ids)
+        self.stop_texts = tuple(stop_texts)
         self._home = model.device
         self._sleeps = sleep and self._home.type != "cpu"
         self.fits_fast_cache = fits_fast_cache(model)
@@ -147,7 +157,7 @@ class TransformersEngine:
         Args:
             prompts: With `uid` of at least 0, different where prompts shall be sampled independently.
             group_size: Rollouts a prompt.
-            max_new_tokens: Length cap of a response, in tokens; what reaches it without a stop token is truncated.
+            max_new_tokens: Length cap of a response, in tokens; what reaches it without such an end is truncated.
             temperature: 0 decodes greedily.
             top_p: Nucleus threshold in (0, 1]; 1 is off.
             top_k: Number of likeliest tokens to keep; 0 is off.
@@ -170,18 +180,22 @@ class TransformersEngine:
             for p, prompt in enumerate(prompts)
             for k in range(group_size)
         ]
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, self.stop_ids)
+        completes = functools.partial(completes_stop, self.tokenizer, stop_texts=self.stop_texts)
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, self.stop_ids, completes)
         if self.fits_fast_cache:
             _Decoder(self, prompts, sampling).run(rows)
         else:
             decode_with_library(self.model, prompts, rows, sampling, max_sequences=self.max_sequences)
         rollouts = [
-            Rollout(tuple(row.token_ids), tuple(row.logprobs), self._text_of(row.token_ids), not row.stopped)
+            Rollout(tuple(row.token_ids), tuple(row.logprobs), self._answer_of(row.token_ids), not row.stopped)
             for row in rows
         ]
         return [
             Group(prompt, tuple(rollouts[p * group_size : (p + 1) * group_size])) for p, prompt in enumerate(prompts)
         ]
+
+    def _answer_of(self, token_ids: Sequence[int]) -> str:
+        return until_stop(self._text_of(spoken_ids(token_ids, self.stop_ids)), self.stop_texts)[0]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy a whole set of weights into the replica, in place.

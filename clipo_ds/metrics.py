@@ -15,7 +15,7 @@ places that found no replacement are filled with groups marked as dropped. A mea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from clipo_ds.experience import Experience, SampledGroups
 from clipo_ds.objectives import kl_estimate
 from clipo_ds.rewards import Judgement
 from clipo_ds.schema import TrainConfig
+from clipo_ds.types import Rollout
 from clipo_ds.unverified import Unverified, unverified
 
 METRICS = {
@@ -47,6 +48,7 @@ METRICS = {
     "response/length_correct": "mean response length of right answers, tokens",
     "response/length_wrong": "mean response length of wrong answers, tokens",
     "response/truncated": "share of responses that reached the length cap",
+    "response/runs_on": "share of responses that go on into another turn, in the chat template's own words for one",
     "verifier/no_answer": "share of all rollouts sampled in which no final answer was found",
     "verifier/timeout": "share of all rollouts sampled whose verification was stopped at its time limit, twice",
     "verifier/error": "share of all rollouts sampled in whose verification the algebra failed",
@@ -127,6 +129,7 @@ def rollout_metrics(
     ranks: Ranks,
     *,
     reward_names: Sequence[str],
+    runs_on: Callable[[Rollout], bool] = lambda rollout: False,
 ) -> dict[str, float]:
     """What the rollouts of a step are like: rewards, answers, steps, groups, lengths, entropy.
 
@@ -137,6 +140,7 @@ def rollout_metrics(
         zero_variance: Bool[N], the total rewards of the row's group are all equal.
         ranks: The means are over all of them.
         reward_names: `Judge.reward_names`, on every rank the same.
+        runs_on: Whether a response goes on into another turn.
     """
     means = Means()
     _add_trained(means, experience, total_reward, zero_variance, reward_names)
@@ -146,6 +150,7 @@ def rollout_metrics(
     means.add("response/length_correct", lengths, experience.correct)
     means.add("response/length_wrong", lengths, ~experience.correct)
     means.add("response/truncated", torch.tensor([rollout.truncated for _, rollout in experience.flat]))
+    means.add("response/runs_on", torch.tensor([runs_on(rollout) for _, rollout in experience.flat]))
     means.add("policy/entropy", experience.entropy, experience.mask)
     return means.reduce(ranks)
 
@@ -261,6 +266,11 @@ def warnings_in_words(config: TrainConfig, metrics: dict[str, float]) -> dict[st
         warnings["truncated"] = (
             f"{metrics['response/truncated']:.0%} of the responses were cut at rollout.max_new_tokens = "
             f"{config.rollout.max_new_tokens}; raise it, or they can never be right"
+        )
+    if metrics.get("response/runs_on", 0.0) > 0.2:
+        warnings["runs_on"] = (
+            f"{metrics['response/runs_on']:.0%} of the responses go on into an invented turn, and may be judged by the "
+            "answer in it; name what ends a response in rollout.stop"
         )
     ease = "easy" if metrics["accuracy/mean"] > 0.5 else "hard"
     if metrics["groups/zero_variance"] > 0.8:

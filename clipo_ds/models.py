@@ -50,7 +50,9 @@ from transformers.utils import logging as transformers_logging
 from clipo_ds import warm_start
 from clipo_ds.families import quantisation, unclamp_time_steps, why_refused
 from clipo_ds.gguf import PACKAGE, gguf_file, unpack, unpacked_path
+from clipo_ds.original_names import original_shapes, saved_buffers
 from clipo_ds.schema import TaskConfig
+from clipo_ds.turns import turn_end_ids
 from clipo_ds.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -190,11 +192,12 @@ def base_folder(folder: str) -> str:
 
 
 def weight_shapes(folder: str, *, trust_remote_code: bool = False) -> dict[str, torch.Size]:
-    """Shape of every weight of a model by name, tied weights under each of their names; nothing is loaded."""
+    """Shape of every weight of a model under its folder's names, tied weights under each of them; nothing is loaded."""
     config = AutoConfig.from_pretrained(base_folder(folder), trust_remote_code=trust_remote_code)
     with _not_partitioned(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | saved_buffers(model)
+    return original_shapes(model, {name: tensor.shape for name, tensor in tensors.items()})
 
 
 def read_generation_config(folder: str, *, trust_remote_code: bool = False) -> GenerationConfig:
@@ -207,13 +210,14 @@ def read_generation_config(folder: str, *, trust_remote_code: bool = False) -> G
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> frozenset[int]:
-    """All tokens that end a response: the tokenizer's end of sequence, and those of the model's generation config.
+    """All tokens that end a response: the tokenizer's end of sequence, those of the model's generation config, and what
+    the chat template writes after an assistant's turn.
 
-    Chat models often have several (Qwen: <|im_end|> and <|endoftext|>).
+    Chat models often have several (Qwen: <|im_end|> and <|endoftext|>); base models with a template may name one alone.
     """
     named = None if generation_config is None else generation_config.eos_token_id
     ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    return frozenset(int(i) for i in ids if i is not None)
+    return frozenset(int(i) for i in ids if i is not None) | turn_end_ids(tokenizer)
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

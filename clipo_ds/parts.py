@@ -48,8 +48,9 @@ from clipo_ds.shared_memory import remove_left_folders
 from clipo_ds.start_check import check_policy
 from clipo_ds.thoughts import thought_tags
 from clipo_ds.trackers import Trackers, check_trackers
+from clipo_ds.turns import split_stops
 from clipo_ds.types import InputError, Prompt
-from clipo_ds.vllm_checks import check_vllm
+from clipo_ds.vllm_checks import check_vllm, choose_engine
 from clipo_ds.vllm_client import check_servers
 from clipo_ds.vllm_engine import build_vllm_engine
 from clipo_ds.vllm_room import VllmRoom
@@ -119,6 +120,7 @@ def preflight(config: TrainConfig, ranks: Ranks) -> Plan:
         InputError: On every rank, in one line, what is wrong, where, and what would be right.
     """
     check_same_settings(config, distributed.broadcast_object(config), ranks)
+    config = choose_engine(config, ranks)
     fresh_name = f"{Path(config.recipe or 'run').stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir, resume_from = distributed.from_main(lambda: find_run_folder(config, fresh_name))
     checked = on_every_rank(ranks, lambda: _check(config, ranks, run_dir, resume_from))
@@ -160,6 +162,7 @@ def _check(config: TrainConfig, ranks: Ranks, run_dir: Path, resume_from: Path |
         load_head(head, config.contrastive.head_path)
     check_ds_config(config.ds_config, ds_config)
     check_model(config.model, facts)
+    split_stops(facts.tokenizer, config.rollout.stop)
     check_trackers(config.logging.trackers)
     spec = resolve_objective(
         config.objective.name,
@@ -324,11 +327,12 @@ def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
     config, tokenizer = plan.config, plan.model.tokenizer
     generation_config = read_generation_config(folder, trust_remote_code=config.model.trust_remote_code)
-    stop_ids = stop_token_ids(tokenizer, generation_config)
+    own_ids, stop_texts = split_stops(tokenizer, config.rollout.stop)
+    stop_ids = stop_token_ids(tokenizer, generation_config) | own_ids
     if plan.room is not None:
-        return build_vllm_engine(config, folder, tokenizer, stop_ids, ranks, plan.room)
+        return build_vllm_engine(config, folder, tokenizer, stop_ids, stop_texts, ranks, plan.room)
     if config.rollout.engine == "vllm_server":
-        return VllmServerEngine.connect(config, tokenizer, stop_ids, ranks)
+        return VllmServerEngine.connect(config, tokenizer, stop_ids, stop_texts, ranks)
     replica = load_causal_lm(
         folder,
         dtype=config.sampler_dtype,
@@ -341,6 +345,7 @@ def _build_engine(plan: Plan, folder: str, ranks: Ranks) -> RolloutEngine:
         tokenizer,
         max_sequences=config.rollout.max_sequences,
         stop_ids=stop_ids,
+        stop_texts=stop_texts,
         sleep=config.sampler_sleeps,
         thought_tags=config.data.thought_tags,
     )

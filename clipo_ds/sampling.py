@@ -1,15 +1,14 @@
 """From next-token logits to drawn tokens: temperature, top-k, top-p, and one uniform number a token.
 
 Layer L2, above `clipo_ds.generation`; imports torch and numpy only. `Row` is a rollout on its way through whichever
-loop decodes it. A draw is the inverse of the cumulative
-distribution at a given uniform number, so a rollout is a function of the weights and of its own stream of uniforms:
-neither the rows that happen to share a batch, nor their order, nor the number of ranks changes it (up to the rounding
-of the logits).
+loop decodes it. A draw is the inverse of the cumulative distribution at a given uniform number, so a rollout is a
+function of the weights and of its own stream of uniforms: neither the rows that happen to share a batch, nor their
+order, nor the number of ranks changes it (up to the rounding of the logits).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +28,7 @@ class Sampling:
     top_p: float
     top_k: int
     stop_ids: Collection[int]
+    completes_stop: Callable[[Sequence[int]], bool]  # whether the last token of a response ends a text that ends it
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Row:
     start: int = 0  # column of the cache at which the prompt begins
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False  # ended by a stop token
+    stopped: bool = False  # ended by a stop token or text
 
     def ended(self, sampling: Sampling) -> bool:
         """Whether no token follows."""
@@ -57,7 +57,7 @@ def draw_next(logits: Tensor, rows: Sequence[Row], sampling: Sampling) -> None:
     for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
         row.token_ids.append(token)
         row.logprobs.append(logprob)
-        row.stopped = token in sampling.stop_ids
+        row.stopped = token in sampling.stop_ids or sampling.completes_stop(row.token_ids)
 
 
 def uniform_stream(seed: int, uid: int, rollout: int) -> np.random.Generator:

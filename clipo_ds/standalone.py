@@ -20,12 +20,13 @@ from clipo_ds.config import load_config
 from clipo_ds.data import load_prompts
 from clipo_ds.evaluate import EvaluationResult, ProblemResult, response_columns, run_problems, summarise
 from clipo_ds.generation import TransformersEngine
-from clipo_ds.models import inspect_model, load_causal_lm, materialise_model
+from clipo_ds.models import inspect_model, load_causal_lm, materialise_model, stop_token_ids
 from clipo_ds.records import RunWriter
 from clipo_ds.rewards import Judge
 from clipo_ds.schema import DataConfig, RewardConfig, TrainConfig, require
 from clipo_ds.sources import name_sources
 from clipo_ds.thoughts import thought_tags
+from clipo_ds.turns import split_stops
 from clipo_ds.types import InputError, Prompt
 from clipo_ds.unverified import unverified_in_words
 
@@ -78,9 +79,16 @@ def evaluate_model(arguments: Namespace) -> list[EvaluationResult]:
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     model = load_causal_lm(materialise_model(reference), dtype=dtype, trust_remote_code=trusted, device=device)
-    given = data.thought_tags
-    engine = TransformersEngine(model, facts.tokenizer, max_sequences=arguments.max_sequences, thought_tags=given)
-    tags = thought_tags(given, facts.tokenizer.chat_template)
+    stop_ids, stop_texts = split_stops(facts.tokenizer, config.rollout.stop if config is not None else ())
+    engine = TransformersEngine(
+        model,
+        facts.tokenizer,
+        max_sequences=arguments.max_sequences,
+        stop_ids=stop_ids | stop_token_ids(facts.tokenizer, model.generation_config),
+        stop_texts=stop_texts,
+        thought_tags=data.thought_tags,
+    )
+    tags = thought_tags(data.thought_tags, facts.tokenizer.chat_template)
     sampled = arguments.samples > 1
     sampling = {
         "samples": arguments.samples,

@@ -41,6 +41,7 @@ from clipo_ds.periodic_evaluation import evaluate_if_due
 from clipo_ds.rescue import attempt, how_to_go_on, mark, save, stop, stop_after_step, take_back
 from clipo_ds.rows import concatenate, rollout_columns
 from clipo_ds.schema import TrainConfig
+from clipo_ds.turns import runs_on, turns_of
 from clipo_ds.types import MismatchError, Prompt, RunStopped
 from clipo_ds.unverified import unverified_in_words
 from clipo_ds.update import Targets, update_policy
@@ -203,8 +204,9 @@ def _learn(
         total_reward, targets = _targets(parts, experience, outcome)
         columns = _columns(parts, experience, outcome, total_reward, targets, step)
         metrics |= rollout_metrics(
-            experience, sampled, total_reward, targets.zero_variance, ranks, reward_names=parts.judge.reward_names
-        )
+            experience, sampled, total_reward, targets.zero_variance, ranks, reward_names=parts.judge.reward_names,
+            runs_on=functools.partial(runs_on, parts.tokenizer, turns_of(parts.tokenizer)),
+        )  # fmt: skip
         parts.display.warn(unverified_in_words(unverified_problems(sampled, metrics)), step)
         metrics |= contrast
         if not frozen:

@@ -5,18 +5,43 @@ Layer L2; vLLM itself is imported inside functions, since it is optional and tak
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import logging
 import math
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from clipo_ds import distributed
 from clipo_ds.distributed import Ranks
 from clipo_ds.schema import TrainConfig
 from clipo_ds.types import InputError
 from clipo_ds.vllm_engine import set_environment
 from clipo_ds.vllm_room import GIB, VllmRoom, bytes_of_sequence, head_size, plan_room
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_INSTALL = "`pip install vllm==0.32.0`, or `make setup` for a machine without a GPU"
+
+
+def choose_engine(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The configuration with `rollout.engine` auto resolved, and said in one line; called by all ranks."""
+    if config.rollout.engine != "auto":
+        return config
+    missing = None
+    if ranks.device.type == "cpu":
+        missing = "there is no GPU"
+    # Several machines may differ in what is installed.
+    elif not all(distributed.all_objects(_is_installed())):
+        missing = f"vLLM is not installed, which is several times as fast ({HOW_TO_INSTALL})"
+    if ranks.is_main:
+        say = logger.info if missing is None or ranks.device.type == "cpu" else logger.warning
+        say("rollout.engine auto: sampling with %s", "vLLM" if missing is None else f"transformers, since {missing}")
+    engine: Literal["transformers", "vllm"] = "vllm" if missing is None else "transformers"
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, engine=engine))
 
 
 def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longest_prompt: int) -> VllmRoom:
@@ -28,7 +53,7 @@ def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longe
     """
     _check_installed()
     _check_tensor_parallel(config, model, ranks)
-    _check_adapter(config)
+    _check_adapter(config, model)
     room = plan_room(config, model, ranks, longest_prompt)
     _check_length(config, model, room, longest_prompt)
     _check_cache(config, model, room)
@@ -39,11 +64,15 @@ def check_vllm(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks, longe
 
 
 def _check_installed() -> None:
-    if importlib.util.find_spec("vllm") is None:
+    if not _is_installed():
         raise InputError(
-            "`rollout.engine` must be transformers where vLLM is not installed, got 'vllm'; install it with "
-            "`pip install vllm==0.32.0`, or `make setup` for a machine without a GPU"
+            "`rollout.engine` must be transformers or auto where vLLM is not installed, got 'vllm'; install it with "
+            f"{HOW_TO_INSTALL}"
         )
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
 
 
 def _check_tensor_parallel(config: TrainConfig, model: PreTrainedConfig, ranks: Ranks) -> None:
@@ -59,12 +88,23 @@ def _check_tensor_parallel(config: TrainConfig, model: PreTrainedConfig, ranks: 
         raise InputError(f"`rollout.vllm.tensor_parallel` must divide the model's {heads} attention heads, got {size}")
 
 
-def _check_adapter(config: TrainConfig) -> None:
+def _check_adapter(config: TrainConfig, model: PreTrainedConfig) -> None:
+    if config.rollout.vllm.lora == "adapter" and _is_mixture(model):
+        raise InputError(
+            f"`rollout.vllm.lora` must be merged for a mixture of experts, got 'adapter' for {config.model.path!r}"
+        )
     if config.rollout.vllm.lora == "adapter" and (Path(config.model.path) / "adapter_config.json").exists():
         raise InputError(
             f"`rollout.vllm.lora` must be merged for a model.path that is an adapter itself, got 'adapter' for "
             f"{config.model.path!r}"
         )
+
+
+def _is_mixture(model: PreTrainedConfig) -> bool:
+    text = model.get_text_config(decoder=True)
+    return any(
+        (getattr(text, name, None) or 0) > 1 for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    )
 
 
 def _check_length(config: TrainConfig, model: PreTrainedConfig, room: VllmRoom, longest_prompt: int) -> None:

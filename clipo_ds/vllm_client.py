@@ -66,6 +66,7 @@ class SamplingRequest:
     top_p: float
     top_k: int
     stop_token_ids: Sequence[int]
+    stop_texts: Sequence[str] = ()
 
 
 class ServerClient:
@@ -130,6 +131,8 @@ class ServerClient:
                 "presence_penalty": 0.0,
                 "frequency_penalty": 0.0,
                 "stop_token_ids": list(request.stop_token_ids),
+                "stop": list(request.stop_texts),
+                "include_stop_str_in_output": True,
                 "seed": seed,
                 "logprobs": 0,  # of the sampled token alone
                 "return_token_ids": True,

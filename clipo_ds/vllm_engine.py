@@ -30,7 +30,9 @@ from clipo_ds.models import base_folder, weight_shapes
 from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
 from clipo_ds.thoughts import response_decoder
+from clipo_ds.turns import spoken_ids, until_stop
 from clipo_ds.types import Group, Prompt, Rollout
+from clipo_ds.vllm_loading import reload_weights
 from clipo_ds.vllm_room import VllmRoom
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class VllmEngine:
         folder: Model folder or Hub id; only configuration is read from it, unless `lora_rank` is given.
         tokenizer: Decodes responses.
         stop_ids: Tokens that end a response.
+        stop_texts: Texts that end a response, as those of `TransformersEngine`.
         thought_tags: `data.thought_tags`; responses keep those of them that are special tokens.
         dtype: Precision of the weights, `float32` or `bfloat16`.
         max_model_len: Longest prompt and response together, tokens.
@@ -66,12 +69,15 @@ class VllmEngine:
         trust_remote_code: Let model code that comes with the weights run.
     """
 
+    takes_original_names = True
+
     def __init__(
         self,
         folder: str,
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Iterable[int],
         *,
+        stop_texts: Sequence[str] = (),
         dtype: str,
         max_model_len: int,
         max_sequences: int = 256,
@@ -88,6 +94,7 @@ class VllmEngine:
         self._text_of = response_decoder(tokenizer, thought_tags)
         self.max_model_len = max_model_len
         self.stop_ids = frozenset(stop_ids)
+        self.stop_texts = tuple(stop_texts)
         self._shapes = weight_shapes(folder, trust_remote_code=trust_remote_code)
         self._tensor_parallel = tensor_parallel
         self._sleeps = sleep
@@ -125,6 +132,8 @@ class VllmEngine:
                 seed=0,
                 **options,
             )
+        # It looks for texts in what it has decoded; nothing else of it needs a tokenizer.
+        self._llm.llm_engine.output_processor.tokenizer = tokenizer
         # What vLLM does when it is collected ends the default process group as well, which is the trainer's.
         self._llm.llm_engine.engine_core._finalizer.detach()
 
@@ -159,7 +168,8 @@ class VllmEngine:
 
         settings = {
             "n": 1, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-            "logprobs": 0, "stop_token_ids": sorted(self.stop_ids), "ignore_eos": True, "detokenize": False,
+            "logprobs": 0, "stop_token_ids": sorted(self.stop_ids), "ignore_eos": True,
+            "detokenize": bool(self.stop_texts), "stop": list(self.stop_texts), "include_stop_str_in_output": True,
         }  # fmt: skip
         requests = [(prompt, k) for prompt in everyone for k in range(group_size)]
         # vLLM draws from the global generator although each request has its own seed.
@@ -180,7 +190,8 @@ class VllmEngine:
         """Copy a whole set of weights into vLLM's model; the iterator is always run to its end.
 
         Args:
-            weights: As `TransformersEngine.load_weights`, layer by layer, tied weights under each of their names.
+            weights: Names of the model's published folder and tensors of any float dtype and device, layer by layer,
+                tied weights under each of their names.
 
         Raises:
             RuntimeError: A name is unknown, a shape differs, or a weight was left out; the sampler's model is then a
@@ -188,13 +199,15 @@ class VllmEngine:
         """
         wrong: list[str] = []
         stream = self._checked(weights, wrong)
+        left_out: list[str] = []
         try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+            (left_out,) = self._llm.collective_rpc(reload_weights, args=(stream,))
         finally:
             for _ in stream:  # on the other side of it ranks gather weights together
                 pass
         self._llm.reset_prefix_cache()
-        raise_wrong_weights(wrong)
+        # What transformers calls a weight and vLLM does not know under that name is passed over by some of its models.
+        raise_wrong_weights(wrong or [f"{name} of vLLM's model was left out" for name in left_out])
 
     def sleep(self) -> None:
         """Move the weights to the CPU's memory and drop the KV cache, where the engine was made to."""
@@ -237,7 +250,8 @@ class VllmEngine:
         logprobs = tuple(float(row[token].logprob) for token, row in zip(ids, completion.logprobs, strict=True))
         if not all(map(math.isfinite, logprobs)):
             raise FloatingPointError("the sampler's logits are not finite: the weights that it was given are broken")
-        return Rollout(ids, logprobs, self._text_of(ids), ids[-1] not in self.stop_ids)
+        text, stopped = until_stop(self._text_of(spoken_ids(ids, self.stop_ids)), self.stop_texts)
+        return Rollout(ids, logprobs, text, ids[-1] not in self.stop_ids and not stopped)
 
     def _checked(self, weights: Iterable[tuple[str, Tensor]], wrong: list[str]) -> Iterator[tuple[str, Tensor]]:
         """Copies of the weights, since vLLM keeps them until a layer is whole; says in `wrong` what is not right."""
@@ -282,6 +296,7 @@ def build_vllm_engine(
     folder: str,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Iterable[int],
+    stop_texts: Sequence[str],
     ranks: Ranks,
     room: VllmRoom,
 ) -> VllmEngine:
@@ -293,6 +308,7 @@ def build_vllm_engine(
         folder,
         tokenizer,
         stop_ids,
+        stop_texts=stop_texts,
         dtype=config.sampler_dtype,
         max_model_len=room.max_model_len,
         max_sequences=config.rollout.max_sequences,

@@ -26,6 +26,7 @@ from clipo_ds.sampling import rollout_seed
 from clipo_ds.schema import TrainConfig
 from clipo_ds.thoughts import response_decoder
 from clipo_ds.threads import run_beside
+from clipo_ds.turns import spoken_ids, until_stop
 from clipo_ds.types import Group, Prompt, Rollout, SamplerLost
 from clipo_ds.vllm_client import SamplingRequest, ServerClient, ServerDied, ServerError, ServerLate, connect
 from clipo_ds.vllm_transfer import FileTransfer, NcclTransfer, Transfer, send_weights
@@ -44,10 +45,13 @@ class VllmServerEngine:
         stop_ids: Tokens that end a response.
         ranks: This process among those of the run.
         transfer: How weights reach the servers.
+        stop_texts: Texts that end a response, as those of `TransformersEngine`.
         max_sequences: Rollouts that this rank asks for at once.
         on_death: Whether a server that dies ends the run or is left out.
         sync_timeout_s: Limit of one weight update, seconds.
     """
+
+    takes_original_names = True
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class VllmServerEngine:
         ranks: Ranks,
         transfer: Transfer,
         *,
+        stop_texts: Sequence[str] = (),
         max_sequences: int,
         on_death: str = "stop",
         sync_timeout_s: float = 300.0,
@@ -67,6 +72,7 @@ class VllmServerEngine:
         self.max_sequences = max_sequences
         self._clients = list(clients)
         self._stop_ids = sorted(stop_ids)
+        self._stop_texts = tuple(stop_texts)
         self._ranks = ranks
         self._transfer = transfer
         self._on_death = on_death
@@ -79,7 +85,12 @@ class VllmServerEngine:
 
     @classmethod
     def connect(
-        cls, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int], ranks: Ranks
+        cls,
+        config: TrainConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Iterable[int],
+        stop_texts: Sequence[str],
+        ranks: Ranks,
     ) -> VllmServerEngine:
         """The engine that a configuration describes; all its servers must be running.
 
@@ -99,6 +110,7 @@ class VllmServerEngine:
             stop_ids,
             ranks,
             NcclTransfer({url: fact.world_size for url, fact in facts.items()}) if over_nccl else FileTransfer(),
+            stop_texts=stop_texts,
             max_sequences=config.rollout.max_sequences,
             on_death=config.rollout.server.on_death,
             sync_timeout_s=config.rollout.server.sync_timeout_s,
@@ -135,7 +147,9 @@ class VllmServerEngine:
         check_arguments(prompts, group_size, max_new_tokens, temperature, top_p, top_k)
         if not prompts:
             return []
-        request = SamplingRequest(group_size, max_new_tokens, temperature, top_p, top_k, self._stop_ids)
+        request = SamplingRequest(
+            group_size, max_new_tokens, temperature, top_p, top_k, self._stop_ids, self._stop_texts
+        )
         # vLLM seeds the rollouts of a request with the numbers that follow the first one's.
         calls = [
             partial(self._sample, place, prompt, request, rollout_seed(seed, prompt.uid, 0))
@@ -272,4 +286,8 @@ class VllmServerEngine:
 
     def _with_texts(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
         text_of = response_decoder(self.tokenizer, self._thought_tags)
-        return tuple(replace(rollout, text=text_of(rollout.token_ids)) for rollout in rollouts)
+        finished = []
+        for rollout in rollouts:
+            text, stopped = until_stop(text_of(spoken_ids(rollout.token_ids, self._stop_ids)), self._stop_texts)
+            finished.append(replace(rollout, text=text, truncated=rollout.truncated and not stopped))
+        return tuple(finished)

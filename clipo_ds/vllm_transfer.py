@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -29,7 +29,6 @@ MARGIN_BYTES = 16 * 1024**2
 POLL_S = 0.002
 
 Piece = list[tuple[str, Tensor]]
-Group = TypeVar("Group")
 
 
 class Deadline:
@@ -185,7 +184,8 @@ class NcclTransfer:
     """Pieces broadcast from rank 0's GPU to the servers' workers, in one NCCL group of trainer and workers.
 
     The group is made at the first update, and again when a server has been left out, since a group with a dead member
-    never finishes a call.
+    never finishes a call. All that it does lies on a stream of its own: what waits for a dead server there keeps
+    nothing else on the GPU waiting, the checkpoint above all. A group that failed is aborted.
 
     Args:
         world_sizes: Workers of each server, by URL.
@@ -194,7 +194,7 @@ class NcclTransfer:
     def __init__(self, world_sizes: Mapping[str, int]) -> None:
         self._world_sizes = dict(world_sizes)
         self._members: list[str] = []
-        self._group: Any = None
+        self._group: NcclGroup | None = None
 
     def prepare(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
         """Make the group anew where other servers are left than it was made of; vLLM refuses that in an update.
@@ -216,78 +216,118 @@ class NcclTransfer:
             Failures: Of all servers: one of them refused the piece or the broadcast is not through in time, and the
                 others are caught in it.
         """
+        if self._group is None:  # an earlier piece was the last that could be sent
+            raise _late(clients, "were left behind by an update that failed", deadline)
         info = {
             "names": [name for name, _ in piece],
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in piece],
             "shapes": [list(tensor.shape) for _, tensor in piece],
         }
-        try:
-            self._broadcast(clients, piece, {"update_info": info}, deadline)
-        except Failures as failures:
-            raise failures.of_all(clients) from None
 
-    def _broadcast(
-        self, clients: Sequence[ServerClient], piece: Piece, body: Mapping[str, Any], deadline: Deadline
-    ) -> None:
         def receive(client: ServerClient) -> None:
-            client.call("update_weights", body, timeout_s=deadline.left())
+            client.call("update_weights", {"update_info": info}, timeout_s=deadline.left())
 
         (receiving,) = run_beside([lambda: on_all(clients, receive)])
-        stream = torch.cuda.current_stream()
-        for _, tensor in piece:
-            self._group.broadcast(tensor, src=0, stream=stream)
-        sent = torch.cuda.Event()
-        sent.record(stream)
-        # Asked again and again: a broadcast to a server that died would block for ever.
-        while not sent.query():
-            if receiving.done() and (failure := receiving.exception()) is not None:
-                raise failure
-            if deadline.left() <= POLL_S:
-                raise _late(clients, "did not receive the weights", deadline)
-            time.sleep(POLL_S)
-        receiving.result()
+        sending = self._group.broadcast([tensor for _, tensor in piece])
+        try:
+            await_both(sending, receiving, clients, "did not receive the weights", deadline)
+        except Failures as failures:
+            self._give_up()
+            raise failures.of_all(clients) from None
+
+    def _give_up(self) -> None:
+        """End what hangs on the GPU; whoever is left is asked into a new group."""
+        group, self._group, self._members = self._group, None, []
+        if group is not None:
+            group.abort()
 
     def _join(self, clients: Sequence[ServerClient], deadline: Deadline) -> None:
-        from vllm.distributed.weight_transfer.nccl_common import trainer_init
-        from vllm.utils.network_utils import get_ip
-
         if self._group is not None:
+            self._give_up()  # a member of it is dead
             on_all(clients, lambda client: client.call("shutdown_weight_transfer_engine", timeout_s=deadline.left()))
         offsets, total = {}, 1  # the trainer is rank 0 of the group
         for client in clients:
             offsets[client.url] = total
             total += self._world_sizes[client.url]
-        meeting = {"master_address": get_ip(), "master_port": free_port(host=""), "world_size": total, "packed": False}
+        host, port = _own_address(), free_port(host="")
+        meeting = {"master_address": host, "master_port": port, "world_size": total, "packed": False}
 
         def invite(client: ServerClient) -> None:
             body = {"init_info": {**meeting, "rank_offset": offsets[client.url]}}
             client.call("init_weight_transfer_engine", body, timeout_s=deadline.left())
 
         device = torch.cuda.current_device()
-
-        def join() -> Any:
-            with torch.cuda.device(device):  # a new thread is on the first GPU
-                return trainer_init(meeting)
-
-        inviting, joining = run_beside([lambda: on_all(clients, invite), join])
-        self._group = await_group(joining, inviting, clients, deadline)
+        inviting, joining = run_beside([lambda: on_all(clients, invite), lambda: NcclGroup.join(meeting, device)])
+        await_both(joining, inviting, clients, "did not join the trainer's NCCL group", deadline)
+        self._group = joining.result()
         self._members = [client.url for client in clients]
 
 
-def await_group(
-    joining: Future[Group], inviting: Future[None], clients: Sequence[ServerClient], deadline: Deadline
-) -> Group:
-    """The group that the trainer joins while it invites the servers: either side waits for the other for ever.
+class NcclGroup:
+    """vLLM's NCCL communicator with the stream that all its calls lie on.
+
+    Args:
+        communicator: vLLM's `PyNcclCommunicator`.
+        stream: A CUDA stream that nothing else uses.
+    """
+
+    def __init__(self, communicator: Any, stream: torch.cuda.Stream) -> None:
+        self._communicator = communicator
+        self._stream = stream
+
+    @classmethod
+    def join(cls, meeting: Mapping[str, Any], device: int) -> NcclGroup:
+        """Meet the servers' workers; waits for them for ever."""
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        # Streams of torch do not wait for the default stream, nor it for them; and a new thread is on the first GPU.
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):  # of the call that warms the communicator up
+                return cls(trainer_init(dict(meeting)), stream)
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> Future[None]:
+        """Send tensors from a thread beside; they must stay as they are until the future is done.
+
+        The current stream, which may still be writing them, waits for nothing.
+        """
+        self._stream.wait_stream(torch.cuda.current_stream())
+
+        def send() -> None:
+            with torch.cuda.device(self._stream.device):
+                for tensor in tensors:
+                    self._communicator.broadcast(tensor, src=0, stream=self._stream)
+                    tensor.record_stream(self._stream)  # its memory is not used again before that, whatever happens
+                self._stream.synchronize()
+
+        # A queue that is full behind a dead server would block the trainer itself.
+        (sending,) = run_beside([send])
+        return sending
+
+    def abort(self) -> None:
+        """End the calls that are on their way; vLLM waits some seconds for that at most."""
+        self._communicator.destroy()
+
+
+def await_both(
+    own: Future[Any], theirs: Future[None], clients: Sequence[ServerClient], what: str, deadline: Deadline
+) -> None:
+    """Wait for a call that the trainer and the servers make together: either side waits for the other for ever.
 
     Raises:
-        Failures: As `on_all`, or of all servers: the group did not come about in time.
+        Failures: As `on_all`, or of all servers, that they did not do `what`: it is not through in time.
     """
-    done, not_done = wait([joining, inviting], timeout=deadline.left(), return_when=FIRST_EXCEPTION)
+    done, not_done = wait([own, theirs], timeout=deadline.left(), return_when=FIRST_EXCEPTION)
     for future in done:
         future.result()
     if not_done:
-        raise _late(clients, "did not join the trainer's NCCL group", deadline)
-    return joining.result()
+        raise _late(clients, what, deadline)
+
+
+def _own_address() -> str:
+    from vllm.utils.network_utils import get_ip
+
+    return str(get_ip())
 
 
 def _late(clients: Sequence[ServerClient], what: str, deadline: Deadline) -> Failures:

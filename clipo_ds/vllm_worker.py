@@ -2,8 +2,8 @@
 
 `scripts/serve.py` names `ServerExtension` in vLLM's `--worker-extension-cls`. Importing this module registers the
 weight-transfer backend FILES beside vLLM's own, so that a server without a GPU takes weights through the same four
-calls (init, start, update, finish) as one that is fed over NCCL. Layer L2; imports vLLM and nothing of the package, and
-no other module imports it: it lives in the server's processes.
+calls (init, start, update, finish) as one that is fed over NCCL. Layer L2; no other module imports it: it lives in the
+server's processes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from typing import Any
 from safetensors.torch import load_file
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.model_executor.model_loader.reload.layerwise import (
-    finalize_layerwise_reload,
-    get_layerwise_info,
-    initialize_layerwise_reload,
-)
+
+from clipo_ds.vllm_loading import Reload
 
 FILES = "clipo_ds_files"
 """Name of the weight-transfer backend below."""
@@ -42,8 +39,7 @@ class FilesUpdate(WeightTransferUpdateInfo):
 class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
     """Takes the weights of an update from safetensors files, one file a call, under their Hugging Face names.
 
-    vLLM loads a layer when all of its weights are there and keeps old values where none came; so the last call of an
-    update counts what came and refuses an update that left a parameter out.
+    The last call of an update refuses it where a parameter was left out.
     """
 
     init_info_cls = FilesInit
@@ -54,9 +50,7 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
 
     def start_weight_update(self) -> None:
         """Prepare the model to be loaded again, layer by layer."""
-        self._expected = {name for name, _ in self.model.named_parameters()}
-        self._loaded: set[str] = set()
-        initialize_layerwise_reload(self.model)
+        self._update = Reload(self.model, self.model_config)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one file. vLLM's own method would wait for an accelerator too, and there may be none.
@@ -67,28 +61,20 @@ class FilesEngine(WeightTransferEngine[FilesInit, FilesUpdate]):
         try:
             self.receive_weights(self.parse_update_info(update_info))
         except Exception:
-            self._give_up()
+            self._update.give_up()
             raise
 
     def receive_weights(self, update_info: FilesUpdate) -> None:
         """Load the weights of one file; check that nothing is missing after the last."""
         if update_info.path is not None:
-            self._loaded |= set(self.model.load_weights(load_file(update_info.path).items()) or self._expected)
-        missing = sorted(self._expected - self._loaded) if update_info.last else []
+            self._update.load(load_file(update_info.path).items())
+        missing = self._update.left_out() if update_info.last else []
         if missing:
             raise RuntimeError(f"weight sync failed: {len(missing)} weights were left out ({missing[0]}, …)")
 
-    def _give_up(self) -> None:
-        """Put the old weights back into layers that are not whole; the *next* update would complete them wrongly."""
-        for layer in self.model.modules():
-            info = get_layerwise_info(layer)
-            info.loaded_weights = []
-            info.load_numel = 0
-        finalize_layerwise_reload(self.model, self.model_config)
-
     def finish_weight_update(self) -> None:
         """Put the loaded layers in place."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        self._update.finish()
 
     def shutdown(self) -> None:
         """Nothing is held."""

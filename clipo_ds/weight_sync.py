@@ -1,8 +1,9 @@
 """The one path by which weights leave the training engine: gathered piece by piece, LoRA merged on the way.
 
-Whoever wants the policy's weights (a rollout engine, the checkpoint's plain Hugging Face folder) iterates over
-`iterate_weights`. Under ZeRO-3 parameters are gathered in groups of a byte budget and given back before the next
-group; a LoRA update is added to a float32 temporary and never to the base weight itself, so nothing drifts.
+Whoever wants the policy's weights iterates over `iterate_weights` (the transformers sampler, which holds the same
+modules) or `iterate_original_weights` (vLLM, the checkpoint's plain Hugging Face folder). Under ZeRO-3 parameters are
+gathered in groups of a byte budget and given back before the next group; a LoRA update is added to a float32 temporary
+and never to the base weight itself, so nothing drifts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from clipo_ds import distributed
 from clipo_ds.generation import AdapterEngine, RolloutEngine
+from clipo_ds.original_names import original_weights, saved_buffers
 from clipo_ds.shared_memory import shared_folder
 from clipo_ds.types import SamplerLost
 
@@ -74,6 +76,31 @@ def iterate_weights(model: nn.Module, *, byte_budget: int = DEFAULT_BYTE_BUDGET)
     yield from _gathered(_list_weights(model), byte_budget)
 
 
+def iterate_original_weights(
+    model: nn.Module, *, byte_budget: int = DEFAULT_BYTE_BUDGET, tied: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """As `iterate_weights`, under the names and in the pieces of the model's published folder, saved buffers included.
+
+    Args:
+        model: As `iterate_weights`.
+        byte_budget: As `iterate_weights`.
+        tied: Yield a tied weight under each of its names; otherwise under the first, which is what a folder holds.
+    """
+    weights = _list_weights(model)
+    if not tied:
+        weights = list({id(weight.parameter): weight for weight in reversed(weights)}.values())[::-1]
+    plain = _plain(model)
+    buffers = saved_buffers(plain)
+    shapes = {w.name: torch.Size(getattr(w.parameter, "ds_shape", w.parameter.shape)) for w in weights}
+    shapes |= {name: buffer.shape for name, buffer in buffers.items()}
+
+    def values() -> Iterator[tuple[str, Tensor]]:
+        yield from _gathered(weights, byte_budget)
+        yield from buffers.items()
+
+    yield from original_weights(plain, shapes, values())
+
+
 def _gathered(weights: list[_Weight], byte_budget: int) -> Iterator[tuple[str, Tensor]]:
     for part in _within_budget(weights, byte_budget):
         sources = list({id(p): p for w in part for p in w.sources()}.values())
@@ -107,7 +134,8 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
                 model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
                 engine.load_adapter(folder)
         else:
-            weights = iterate_weights(model, byte_budget=byte_budget)
+            iterate = iterate_original_weights if engine.takes_original_names else iterate_weights
+            weights = iterate(model, byte_budget=byte_budget)
             engine.load_weights(weights)
     except (OSError, RuntimeError) as error:
         failure = error if isinstance(error, SamplerLost) else SamplerLost(str(error))
@@ -120,7 +148,7 @@ def sync_weights(model: nn.Module, engine: RolloutEngine, *, byte_budget: int = 
 
 
 def _list_weights(model: nn.Module) -> list[_Weight]:
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = _plain(model)
     weights: list[_Weight] = []
     for module_name, module in plain.named_modules():
         if _inside_adapter(module_name):
@@ -135,6 +163,10 @@ def _list_weights(model: nn.Module) -> list[_Weight]:
             lora = owner if isinstance(owner, LoraLayer) and parameter_name == "weight" else None
             weights.append(_Weight(name.replace(".base_layer.", "."), parameter, lora))
     return weights
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _inside_adapter(module_name: str) -> bool:

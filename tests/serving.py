@@ -57,6 +57,10 @@ class Server:
             time.sleep(1)
         raise TimeoutError(self._log.read_text()[-4000:])
 
+    def pause(self) -> None:
+        """Keep it from doing anything, its connections open."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         """kill -9, as the kernel does when memory runs out."""
         with contextlib.suppress(ProcessLookupError):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,8 @@ def fails(capsys, tmp_path, arguments, *needles: str) -> None:
         (["--resume=nowhere"], ["resume", "nowhere"]),
         (["--contrastive.head=linear", "--contrastive.head_path=nowhere"], ["contrastive.head_path", "nowhere"]),
         (["--rollout.parity.max_abs=0"], ["rollout.parity.max_abs", "positive", "0"]),
+        (["--rollout.stop=['']"], ["rollout.stop", "not empty"]),
+        (["--rollout.stop=['<pad>=']"], ["rollout.stop", "single tokens", "'<pad>='"]),
         (["--rollout.engine=vlm"], ["rollout.engine", "vllm", "vlm"]),
         (["--rollout.vllm.memory_share=1.5"], ["rollout.vllm.memory_share", "1.5"]),
         (["--rollout.engine=vllm", "--rollout.vllm.max_model_len=40"], ["rollout.vllm.max_model_len", "64", "40"]),
@@ -269,7 +272,7 @@ def test_evaluate_and_export_name_what_is_wrong(capsys, tmp_path, small_model):
 
 
 def test_compare_takes_no_run_of_other_settings_for_its_own(capsys, tmp_path):
-    from clipo_ds.compare import arm_config
+    from clipo_ds.compare import _is_begun, arm_config
     from clipo_ds.config import dump_config, load_config
 
     folder = tmp_path / "grpo-seed0"
@@ -279,6 +282,8 @@ def test_compare_takes_no_run_of_other_settings_for_its_own(capsys, tmp_path):
     (folder / "config.yaml").write_text(dump_config(config))
     assert compare_main([*arguments, "--steps=8"]) == 2
     assert "other settings" in capsys.readouterr().err
+    auto = replace(config, rollout=replace(config.rollout, engine="auto"))  # the run's own says what that was
+    assert _is_begun(auto)
     assert compare_main([*arguments, "--arms=ppo"]) == 2
     assert "ppo" in capsys.readouterr().err
     assert compare_main([*arguments, "--evaluation.every=null"]) == 2

@@ -42,6 +42,7 @@ RICH = [
     *SMALL, CPU, "--steps=4", "--checkpoint.every=2", "--optimizer.schedule=linear", "--optimizer.mini_batches=2",
     "--contrastive.head=linear", "--contrastive.head_output_size=16", "--contrastive.head_warmup_steps=1",
     "--objective.kl_coefficient=0.01", "--objective.importance_cap=2", "--logging.trackers=[tensorboard]",
+    "--rollout.engine=auto",
 ]  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def one_rank(tmp_path_factory):
 def test_run_folder_holds_what_the_design_says(one_rank):
     found = open_run(one_rank)
     assert [row["step"] for row in found.metrics()] == [1, 2, 3, 4]
+    assert load_config(one_rank / "config.yaml").rollout.engine == "transformers"  # what `auto` was
     assert {"config.yaml", "ds_config.json", "environment.jsonl", "metrics.jsonl", "rollouts", "checkpoints"} <= {
         path.name for path in one_rank.iterdir()
     }

@@ -87,7 +87,10 @@ def test_each_mean_is_over_what_is_trained_on_scored_or_sampled(ranks):
     }
     experience = replace(experience, **six | {"dropped": torch.arange(6) >= 4})
     equal = torch.tensor([True, True, False, False, True, True])
-    metrics = rollout_metrics(experience, sampled, experience.reward + 1, equal, ranks, reward_names=())
+    metrics = rollout_metrics(
+        experience, sampled, experience.reward + 1, equal, ranks, reward_names=(), runs_on=lambda r: r.text == "r"
+    )
+    assert metrics["response/runs_on"] == 1.0
     assert metrics["reward/mean"] == metrics["accuracy/trained"] == 0.5
     assert metrics["reward/total"] == 1.5
     assert metrics["groups/zero_variance"] == 0.5  # of the two that are trained on
@@ -157,6 +160,7 @@ def test_warnings_name_the_setting():
     assert warnings_in_words(config, quiet) == {}
     loud = {
         "response/truncated": 0.97,
+        "response/runs_on": 0.4,
         "groups/zero_variance": 0.9,
         "accuracy/mean": 0.02,
         "groups/all_correct": 0.0,
@@ -166,6 +170,7 @@ def test_warnings_name_the_setting():
     }
     found = warnings_in_words(config, loud)
     assert "rollout.max_new_tokens = 77" in found["truncated"]
+    assert "40%" in found["runs_on"] and "rollout.stop" in found["runs_on"]
     assert "hard" in found["zero_variance"]
     assert "95%" in found["uninformative"] and "hard" in found["uninformative"]
     assert "uninformative" not in warnings_in_words(config, loud | {"sampling/rounds": 1})  # nothing was sampled anew

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipo_ds.config import RECIPES, dump_config, load_config, shipped_recipes
+from clipo_ds.vllm_checks import choose_engine
 
 OBJECTIVES = ("grpo", "dr_grpo", "dapo", "gspo", "gmpo")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_easy_sums.py"
@@ -84,6 +88,35 @@ def test_published_recipes_use_the_published_contrastive_term(recipe: str) -> No
     assert (term.temperature, term.weight, term.floor, term.bonus) == (0.05, 0.2, -0.5, 0.0)
     assert (term.head, term.head_learning_rate, term.head_weight_decay) == ("linear", 1e-3, 0.01)
     assert (term.debias, term.reward_centering) == ("none", "none")
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_recipes_for_gpus_sample_with_vllm_where_it_is(recipe: str) -> None:
+    for_cpus = recipe in ("demo", "smollm2_cpu")
+    assert load_config(recipe).rollout.engine == ("transformers" if for_cpus else "auto")
+    assert load_config(recipe).rollout.sleep is None  # with vLLM: asleep while the policy trains
+
+
+def test_auto_is_vllm_on_gpus_where_it_is_installed_and_says_what_it_is(ranks, monkeypatch, caplog) -> None:
+    config = load_config("gsm8k_qwen2.5_1.5b_lora")
+    on_gpu, find = replace(ranks, device=torch.device("cuda")), importlib.util.find_spec
+    for installed, where, engine, words in (
+        (True, on_gpu, "vllm", "auto: sampling with vLLM"),
+        (False, on_gpu, "transformers", "auto: sampling with transformers, since vLLM is not installed"),
+        (True, ranks, "transformers", "auto: sampling with transformers, since there is no GPU"),
+    ):
+        found = find("json") if installed else None
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *rest, found=found: found if name == "vllm" else find(name, *rest)
+        )
+        caplog.clear()
+        with caplog.at_level("INFO", logger="clipo_ds"):
+            chosen = choose_engine(config, where)
+        (line,) = caplog.messages
+        assert chosen.rollout.engine == engine and words in line
+        assert replace(chosen, rollout=replace(chosen.rollout, engine="auto")) == config
+        assert chosen.sampler_sleeps == (engine == "vllm")
+        assert choose_engine(chosen, on_gpu) is chosen  # what was resolved stays, also without vLLM
 
 
 @pytest.mark.parametrize("recipe", shipped_recipes())

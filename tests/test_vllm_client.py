@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import pytest
+import torch
 
 from clipo_ds.threads import run_beside
 from clipo_ds.vllm_client import ServerClient, ServerError
-from clipo_ds.vllm_transfer import Deadline, Failures, await_group, on_all
+from clipo_ds.vllm_transfer import Deadline, Failures, NcclTransfer, await_both, on_all
 
 ASKING = """
 import signal
@@ -61,27 +63,57 @@ def test_ctrl_c_waits_for_no_answer_to_prompts_or_weights() -> None:
     assert process.returncode == -signal.SIGINT and errors.strip().endswith("KeyboardInterrupt")
 
 
+CLIENTS = [ServerClient(f"http://127.0.0.1:{port}", 1.0) for port in (1, 2)]
+
+
 def test_a_group_that_does_not_come_about_in_time_is_reported_for_every_server() -> None:
-    clients = [ServerClient(f"http://127.0.0.1:{port}", 1.0) for port in (1, 2)]
     never: Future[None] = Future()
     for joining, inviting in ((never, done(None)), (done("group"), never), (never, never)):
-        with pytest.raises(Failures, match=r"did not join the trainer's NCCL group within 0 s") as caught:
-            await_group(joining, inviting, clients, Deadline(0.1))
-        assert set(caught.value.errors) == {client.url for client in clients}
-    assert await_group(done("group"), done(None), clients, Deadline(0.1)) == "group"
+        with pytest.raises(Failures, match=r"did not join within 0 s") as caught:
+            await_both(joining, inviting, CLIENTS, "did not join", Deadline(0.1))
+        assert set(caught.value.errors) == {client.url for client in CLIENTS}
+    await_both(done("group"), done(None), CLIENTS, "did not join", Deadline(0.1))
 
 
 def test_a_server_that_refuses_to_join_ends_the_wait_at_once() -> None:
-    clients = [ServerClient(f"http://127.0.0.1:{port}", 1.0) for port in (1, 2)]
-
     def refuse(client: ServerClient) -> None:
-        if client is clients[0]:
+        if client is CLIENTS[0]:
             raise ServerError(f"{client.url} answered: no")
 
-    (inviting,) = run_beside([lambda: on_all(clients, refuse)])
+    (inviting,) = run_beside([lambda: on_all(CLIENTS, refuse)])
     with pytest.raises(Failures, match=":1 answered: no") as caught:
-        await_group(Future(), inviting, clients, Deadline(60.0))
-    assert set(caught.value.of_all(clients).errors) == {client.url for client in clients}
+        await_both(Future(), inviting, CLIENTS, "did not join", Deadline(60.0))
+    assert set(caught.value.of_all(CLIENTS).errors) == {client.url for client in CLIENTS}
+
+
+class HungGroup:
+    """The trainer's side of a broadcast that no server takes."""
+
+    def __init__(self) -> None:
+        self.num_aborts = 0
+
+    def broadcast(self, tensors: Sequence[torch.Tensor]) -> Future[None]:
+        return Future()
+
+    def abort(self) -> None:
+        self.num_aborts += 1
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["silent", "dead"])
+def test_a_broadcast_that_hangs_is_aborted_at_the_deadline_or_with_the_server(listens: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = ServerClient(f"http://127.0.0.1:{silent.getsockname()[1]}", 1.0)
+        if not listens:
+            silent.close()
+        transfer, group = NcclTransfer({client.url: 1}), HungGroup()
+        transfer._group, transfer._members = group, [client.url]
+        piece, began = [("weight", torch.ones(2))], time.monotonic()
+        with pytest.raises(Failures, match="within 1 s" if listens else "does not answer"):
+            transfer.send([client], piece, last=False, deadline=Deadline(1.0))
+        assert time.monotonic() - began < 5 and group.num_aborts == 1
+        with pytest.raises(Failures, match="update that failed"):  # and not on a communicator that is gone
+            transfer.send([client], piece, last=True, deadline=Deadline(1.0))
+        assert transfer._members == [] and group.num_aborts == 1  # the next update meets anew
 
 
 def done(result: object) -> Future[object]:

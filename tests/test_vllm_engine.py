@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,13 +18,16 @@ import torch
 from launching import SMALL, metrics, run, train
 from scipy import stats
 from small_policy import make_batch, make_policy
+from stops import assert_stops_at
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from clipo_ds.distributed import Ranks
 from clipo_ds.generation import AdapterEngine
+from clipo_ds.records import open_run
 from clipo_ds.schema import LoraConfig
 from clipo_ds.types import Group, Prompt
 from clipo_ds.vllm_engine import VllmAdapterEngine, VllmEngine
+from clipo_ds.vllm_loading import Reload, reload_weights
 from clipo_ds.warm_start import build_tokenizer
 from clipo_ds.weight_sync import sync_weights
 
@@ -74,10 +78,10 @@ def only_engine(folder: str, ranks: Ranks) -> Iterator[VllmEngine]:
 @pytest.fixture
 def engine(only_engine: VllmEngine) -> Iterator[VllmEngine]:
     """The one engine of this file, with the weights of `make_model()`."""
-    stop_ids = only_engine.stop_ids
+    stop_ids, stop_texts = only_engine.stop_ids, only_engine.stop_texts
     only_engine.load_weights(weights(make_model()).items())
     yield only_engine
-    only_engine.stop_ids = stop_ids
+    only_engine.stop_ids, only_engine.stop_texts = stop_ids, stop_texts
 
 
 def make_prompts(*lengths: int) -> list[Prompt]:
@@ -176,6 +180,17 @@ def test_a_stop_token_at_the_cap_is_not_a_truncation(engine: VllmEngine) -> None
     assert again.token_ids == first.token_ids and not again.truncated
 
 
+def test_a_stop_text_ends_a_response_where_it_is_complete(engine: VllmEngine) -> None:
+    free = engine.generate(make_prompts(3, 5), 16, max_new_tokens=30, seed=0)
+    engine.stop_texts = ("=", "+1")
+    stopped = engine.generate(make_prompts(3, 5), 16, max_new_tokens=30, seed=0)
+    earliest = min(("=", "+1"), key=lambda stop: sum(stop in r.text for g in free for r in g.rollouts))
+    engine.stop_texts = (earliest,)
+    assert all("=" not in r.text and "+1" not in r.text for g in stopped for r in g.rollouts)
+    stopped = engine.generate(make_prompts(3, 5), 16, max_new_tokens=30, seed=0)
+    assert_stops_at(earliest, stopped, free, TOKENIZER, 1e-5)
+
+
 def test_no_prompts_give_no_groups_and_a_long_one_is_refused(engine: VllmEngine) -> None:
     assert engine.generate([], 4, max_new_tokens=4, seed=0) == []
     with pytest.raises(ValueError, match=r"`rollout.vllm.max_model_len` must be at least 130"):
@@ -207,6 +222,31 @@ def test_a_tied_head_that_is_left_out_fails_by_name(engine: VllmEngine) -> None:
     rest = {n: w for n, w in weights(make_model()).items() if n != "lm_head.weight"}
     with pytest.raises(RuntimeError, match=r"weight sync failed: lm_head\.weight was left out"):
         engine.load_weights(rest.items())
+
+
+def test_a_tied_head_alone_counts_as_itself_and_not_as_the_whole_model(engine: VllmEngine) -> None:
+    (left_out,) = engine._llm.collective_rpc(
+        reload_weights, args=([("lm_head.weight", weights(make_model())["lm_head.weight"])],)
+    )
+    assert len(left_out) == 14 and "model.embed_tokens.weight" in left_out
+
+
+def test_weights_are_counted_by_layers_where_a_model_does_not_say_what_it_took(engine: VllmEngine) -> None:
+    def load_in_silence(worker: Any, pieces: list[dict[str, torch.Tensor]]) -> list[int]:
+        model = worker.model_runner.get_model()
+        update, load, counts = Reload(model, worker.model_runner.model_config), model.load_weights, []
+        model.load_weights = lambda weights: load(weights) and None
+        for piece in pieces:
+            update.load(piece.items())
+            counts.append(len(update.left_out()))
+        model.load_weights = load
+        update.finish()
+        return counts
+
+    whole = weights(make_model())
+    head, rest = {"lm_head.weight": whole.pop("lm_head.weight")}, whole
+    (counts,) = engine._llm.collective_rpc(load_in_silence, args=([head, rest],))
+    assert counts == [14, 0]
 
 
 def test_a_wrong_name_or_shape_fails_after_taking_all_weights(engine: VllmEngine) -> None:
@@ -281,7 +321,7 @@ def _policy_gap(policy, groups: list[Group]) -> float:
     return float((scored - sampled)[batch.response_mask].abs().max())
 
 
-@pytest.mark.parametrize(("ranks_", "arguments"), [(1, ["--model.lora.rank=4"]), (2, [])])
+@pytest.mark.parametrize(("ranks_", "arguments"), [(1, ["--model.lora.rank=4", "--rollout.stop=[=1]"]), (2, [])])
 def test_training_end_to_end(tmp_path: Path, ranks_: int, arguments: list[str]) -> None:
     run_dir = tmp_path / "run"
     train(
@@ -292,6 +332,8 @@ def test_training_end_to_end(tmp_path: Path, ranks_: int, arguments: list[str]) 
     assert len(rows) == 2
     assert all(0 < row["mismatch/max_abs"] < 1e-4 for row in rows)
     assert rows[0]["policy/grad_norm"] > 0
+    responses = open_run(run_dir).rollouts(step=1, columns=["response"])["response"].to_pylist()
+    assert any("=1" in response for response in responses) == (ranks_ == 2)
 
 
 def test_two_ranks_hold_one_engine_and_keep_their_own_results(tmp_path: Path) -> None:

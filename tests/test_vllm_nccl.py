@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from launching import SMALL
@@ -10,7 +12,7 @@ from serving import Server
 from clipo_ds.config import load_config
 from clipo_ds.distributed import Ranks
 from clipo_ds.models import load_causal_lm, materialise_model, stop_token_ids
-from clipo_ds.types import Prompt
+from clipo_ds.types import Prompt, SamplerLost
 from clipo_ds.vllm_client import ServerClient
 from clipo_ds.vllm_server import VllmServerEngine
 from clipo_ds.vllm_transfer import NcclTransfer
@@ -48,5 +50,15 @@ def test_logprobs_are_those_of_the_weights_that_were_broadcast(ranks: Ranks, tmp
                 logprobs = model(ids).logits[0, 5:-1].float().log_softmax(-1)
                 expected = logprobs.gather(1, ids[0, 6:, None]).squeeze(1).cpu()
                 torch.testing.assert_close(torch.tensor(rollout.logprobs), expected, atol=1e-2, rtol=0)
+            if shift:
+                server.pause()  # it is there and takes nothing: what a death in the middle of a broadcast looks like
+                began = time.monotonic()
+                with pytest.raises(SamplerLost, match=r"did not receive the weights|did not answer"):
+                    engine._sync_timeout_s = 5.0
+                    engine.load_weights((n, p.detach()) for n, p in model.named_parameters(remove_duplicate=False))
+                # Nothing on the GPU waits for it: neither the current stream, nor, the group aborted, any other.
+                assert all(p.isfinite().all().item() for p in model.parameters())
+                torch.cuda.synchronize()
+                assert time.monotonic() - began < 20
     finally:
         server.kill()

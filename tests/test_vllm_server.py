@@ -14,6 +14,7 @@ import torch
 from launching import ROOT, SMALL, free_port, metrics, start, train
 from serving import Detour, Server, files_left
 from small_policy import make_policy
+from stops import assert_stops_at
 
 from clipo_ds.batching import collate, flatten_groups
 from clipo_ds.cli import serve_main, train_main
@@ -127,6 +128,13 @@ def test_same_seed_gives_the_same_rollouts_however_they_are_asked_for(servers, r
         assert rollout.text == one.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
 
 
+def test_a_stop_text_ends_a_response_where_it_is_complete(server, ranks, folder):
+    free, stopped = make_engine(ranks, server.url), make_engine(ranks, server.url, stop_texts=["=1"])
+    free.load_weights(iter(plain_weights(folder)))
+    stopped._version = free._version
+    assert_stops_at("=1", sampled(stopped, group_size=8), sampled(free, group_size=8), free.tokenizer, 1e-5)
+
+
 def test_weights_in_many_small_pieces_are_the_same_weights(servers, ranks, folder, monkeypatch):
     engine = make_engine(ranks, servers[0].url)
     engine.load_weights(iter(plain_weights(folder)))
@@ -143,8 +151,13 @@ def test_a_failed_sync_gives_the_servers_own_words_and_the_next_one_heals(server
     engine = make_engine(ranks, url)
     engine.load_weights(iter(weights))
     before = sampled(engine)
+    tied = [(name, tensor) for name, tensor in weights if name == "lm_head.weight"]  # of the model's own it is none
     narrow = [(name, tensor[:1] if "q_proj" in name else tensor) for name, tensor in weights]
-    for broken, words in ((narrow, "exceeds dimension size"), (weights[:5], "11 weights were left out")):
+    for broken, words in (
+        (narrow, "exceeds dimension size"),
+        (weights[:5], "11 weights were left out"),
+        (tied, "left out"),
+    ):
         taken = iter(broken)
         with pytest.raises(SamplerLost, match=f"{url} .*{words}"):
             make_engine(ranks, url).load_weights(taken)

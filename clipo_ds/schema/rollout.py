@@ -115,15 +115,20 @@ class ParityConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "transformers"
     """Sampler: `transformers` holds a replica of the policy on every rank and runs anywhere, `vllm` runs vLLM inside
-    the ranks, `vllm_server` asks the vLLM servers of rollout.server."""
+    the ranks, `vllm_server` asks the vLLM servers of rollout.server. `auto` is `vllm` on GPUs where vLLM is installed,
+    and otherwise `transformers`; what it was at a run's start stands in its config.yaml and stays when it is resumed.
+    """
     prompts_per_step: int = 128
     """Prompts in one step, over all ranks."""
     group_size: int = 16
     """Rollouts a prompt."""
     max_new_tokens: int = 2048
     """Length cap of a response, in tokens; what reaches it counts as truncated."""
+    stop: list[str] = field(default_factory=list)
+    """Tokens or texts that end a response, beside those that tokenizer, generation config and chat template name. Of a
+    text the tokens up to the one that completes it are trained on, and what comes before it is judged."""
     max_sequences: int = 256
     """Sequences that the sampler decodes at once on one rank."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -146,6 +151,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "group_size", "max_new_tokens", "max_sequences"):
             require(getattr(self, name) >= 1, f"rollout.{name}", "at least 1", getattr(self, name))
+        require(all(self.stop), "rollout.stop", "tokens or texts that are not empty", self.stop)
         urls, served = self.server.urls, self.engine == "vllm_server"
         require(not served or bool(urls), "rollout.server.urls", "at least one server for vllm_server", urls)
         require(served or not urls, "rollout.engine", "vllm_server when rollout.server.urls are given", self.engine)

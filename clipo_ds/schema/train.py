@@ -117,7 +117,7 @@ class TrainConfig:
             f"null or at least data.max_prompt_tokens + rollout.max_new_tokens ({longest})",
             context,
         )
-        adapter = self.rollout.engine == "vllm" and self.rollout.vllm.lora == "adapter"
+        adapter = self.rollout.engine in ("auto", "vllm") and self.rollout.vllm.lora == "adapter"
         require(
             not adapter or self.model.lora is not None,
             "rollout.vllm.lora",
