@@ -24,7 +24,7 @@ from clipo_ds.library_decoding import decode_with_library
 from clipo_ds.models import stop_token_ids
 from clipo_ds.sampling import Row, Sampling, draw_next, uniform_stream
 from clipo_ds.thoughts import response_decoder
-from clipo_ds.turns import completes_stop
+from clipo_ds.turns import completes_stop, spoken_ids, until_stop
 from clipo_ds.types import Group, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
