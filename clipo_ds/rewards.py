@@ -64,7 +64,7 @@ class Judgement:
     overlong: float  # in [-1, 0]
     other: dict[str, float]  # values of the user's reward functions by name, not weighted
     reward: float  # outcome + overlong + sum of weight times value
-    endless_truth: bool = False  # status is timeout, and the ground truth takes as long against itself
+    endless_truth: bool = False  # status is timeout, and the ground truth takes as long against 0
 
     def value(self, name: str) -> float:
         """One of the rewards that `Judge.reward_names` lists, not weighted."""

@@ -22,7 +22,7 @@ class Unverified:
     where: str  # file and row
     num_timeouts: int
     num_errors: int
-    endless_truth: bool  # its own ground truth takes as long against itself
+    endless_truth: bool  # its ground truth takes as long against 0
 
 
 def unverified(judged: Iterable[tuple[Prompt, Sequence[Judgement]]]) -> list[Unverified]:
@@ -58,7 +58,7 @@ def unverified_in_words(problems: Sequence[Unverified], *, data: str = "") -> di
         )
     for where in dict.fromkeys(problem.where for problem in problems if problem.endless_truth):
         warnings[f"endless_truth {where}"] = (
-            f"{where}: the ground truth uses up reward.verifier_timeout even against itself; only an answer that is "
+            f"{where}: the ground truth uses up reward.verifier_timeout even against 0; only an answer that is "
             "written just like it can be right"
         )
     return warnings

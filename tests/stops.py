@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from clipo_ds.thoughts import response_decoder
 from clipo_ds.types import Group
 
 
@@ -23,7 +24,7 @@ def assert_stops_at(
             assert max(gaps) <= logprob_gap
             assert short.text == before and short.truncated == (long.truncated and not found)
             if found:
-                whole = tokenizer.decode(short.token_ids, skip_special_tokens=True)
+                whole = response_decoder(tokenizer, None)(short.token_ids)
                 assert whole == before + stop  # a token is a character here
             else:
                 assert length == len(long.token_ids)

@@ -41,7 +41,7 @@ def test_timeouts_are_recorded_counted_and_named_with_file_and_row():
         "verifier_timeout to mine": "3 answers to mine used up the CPU seconds of reward.verifier_timeout, each twice, "
         "and count as wrong (status timeout in the records): mine.jsonl, row 0 (line 1); mine.jsonl, row 1 (line 2)",
         "endless_truth mine.jsonl, row 1 (line 2)": "mine.jsonl, row 1 (line 2): the ground truth uses up "
-        "reward.verifier_timeout even against itself; only an answer that is written just like it can be right",
+        "reward.verifier_timeout even against 0; only an answer that is written just like it can be right",
     }
 
 
