@@ -331,8 +331,8 @@ def _read(kind: Any, location: str, options: dict[str, Any], reference: str, rul
     except LOADING_ERRORS as error:
         if not options.get("trust_remote_code") and "trust_remote_code=True" in str(error):
             raise InputError(
-                f"`model.path` must be a model without code of its own, got {reference!r}; read that code, then let it run "
-                "(train.py: --model.trust_remote_code true, evaluate.py: --trust_remote_code)"
+                f"`model.path` must be a model without code of its own, got {reference!r}; read that code, then let it "
+                "run (train.py: --model.trust_remote_code true, evaluate.py: --trust_remote_code)"
             ) from error
         raise InputError(f"`model.path` must be {rule}, got {reference!r}: {_first_line(error)}") from error
 
