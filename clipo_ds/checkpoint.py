@@ -78,7 +78,7 @@ def save_checkpoint(
         NotSaved: On all ranks, where the disk has no room, or does not take a file of one of them. What was written of
             the checkpoint is removed; older ones are as they were.
     """
-    final = _folder_of(run_dir, progress.step)
+    final = folder_of(run_dir, progress.step)
     partial = final.with_name(f".{final.name}.partial")
     takes = distributed.from_main(lambda: _room_for(run_dir, progress.step, policy))
     facts = {
@@ -210,7 +210,7 @@ def _room_for(run_dir: Path, step: int, policy: Policy) -> int:
     free = disk.free_bytes(run_dir)
     if free < takes:
         raise NotSaved(
-            f"'{_folder_of(run_dir, step)}' was not written for want of room: {_room(free, takes)}; "
+            f"'{folder_of(run_dir, step)}' was not written for want of room: {_room(free, takes)}; "
             f"{_what_is_whole(run_dir)}"
         )
     return takes
@@ -262,17 +262,13 @@ def save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase,
     tokenizer.save_pretrained(folder)
 
 
-def is_saved(run_dir: Path, step: int) -> bool:
-    """Whether the whole checkpoint of a step is there: rank 0 looks, all ranks hear it."""
-    return distributed.from_main(lambda: (_folder_of(run_dir, step) / "checkpoint.json").is_file())
-
-
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def _folder_of(run_dir: Path, step: int) -> Path:
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
     return run_dir / "checkpoints" / f"step_{step:06d}"
 
 
