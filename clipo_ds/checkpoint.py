@@ -96,7 +96,7 @@ def save_checkpoint(
             _save_engine(partial / "engine", policy)
         with _written_by_all(run_dir, takes):
             save_model(partial / "model", policy, tokenizer, ranks)  # its collectives come before its first write
-            torch.save(_random_state(), partial / f"rng_rank_{ranks.rank}.pt")
+            torch.save(random_state(), partial / f"rng_rank_{ranks.rank}.pt")
             if ranks.is_main:
                 _save_position(partial, progress, term)
         with _written_by_all(run_dir, takes):  # the others have written by now
@@ -340,7 +340,7 @@ def load_checkpoint(checkpoint: Path, policy: Policy, term: ContrastiveTerm | No
         if term.optimizer is not None and state["head_optimizer"] is not None:
             term.optimizer.load_state_dict(state["head_optimizer"])
     # Written by this program on the same machine; numpy's and Python's states are no plain tensors.
-    _restore_random_state(torch.load(checkpoint / f"rng_rank_{ranks.rank}.pt", weights_only=False))
+    restore_random_state(torch.load(checkpoint / f"rng_rank_{ranks.rank}.pt", weights_only=False))
     facts = json.loads((checkpoint / "checkpoint.json").read_text())
     return Progress(step=int(facts["step"]), prompts_drawn=int(state["prompts_drawn"]))
 
@@ -364,7 +364,8 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Where this rank's global random generators stand."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -375,7 +376,8 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Bring them back to what `random_state` gave."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -19,7 +19,14 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from clipo_ds import distributed, types
-from clipo_ds.checkpoint import Progress, folder_of, newest_checkpoint, save_checkpoint
+from clipo_ds.checkpoint import (
+    Progress,
+    folder_of,
+    newest_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
 from clipo_ds.parts import Parts
 from clipo_ds.types import MismatchError, NotSaved
 
@@ -38,20 +45,23 @@ class Mark:
     progress: Progress
     updates_begun: int
     head: dict[str, Any] | None
+    random: dict[str, Any]
 
 
 def mark(parts: Parts) -> Mark:
     """Remember where the run stands, before a step."""
-    return Mark(parts.progress, parts.policy.updates_begun, None if parts.term is None else parts.term.state())
+    head = None if parts.term is None else parts.term.state()
+    return Mark(parts.progress, parts.policy.updates_begun, head, random_state())
 
 
 def take_back(parts: Parts, before: Mark) -> None:
-    """Forget a step that failed: its prompts will be drawn again, and the head has learnt nothing from them.
+    """Forget a step that failed: its prompts and random numbers will be drawn again, and the head has learnt nothing.
 
     Where the policy has, `parts.is_between_steps` says from now on that its weights belong to no step.
     """
     parts.progress = before.progress
     parts.is_between_steps = parts.policy.updates_begun == before.updates_begun
+    restore_random_state(before.random)  # an adapter's dropout has drawn by the time that a gradient is found broken
     if parts.term is not None and before.head is not None:
         parts.term.restore(before.head)
 
