@@ -21,7 +21,7 @@ from clipo_ds.distributed import Ranks
 from clipo_ds.metrics import percentile_999
 from clipo_ds.records import open_run
 from clipo_ds.resuming import check_same_settings
-from clipo_ds.schema import DataConfig, TrainConfig
+from clipo_ds.schema import TaskConfig, TrainConfig
 from clipo_ds.types import InputError, NotSaved
 
 # r: both ranks have rows, p: none has, a and b: only the first or the second has; no scoring pass in between.
@@ -94,7 +94,7 @@ def disagree(ranks: Ranks, folder: str) -> None:
     with pytest.raises(KeyError, match="of rank 0 alone"):  # whatever it is, or rank 1 would wait
         distributed.from_main(lambda: {}["of rank 0 alone"])
     with pytest.raises(InputError, match="`seed` must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"):
-        own = TrainConfig(seed=ranks.rank, data=DataConfig(train=["a.jsonl"]))
+        own = TrainConfig(seed=ranks.rank, task=TaskConfig())
         check_same_settings(own, distributed.broadcast_object(own), ranks)
     if ranks.rank == 1:  # a limit that stands for its disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
