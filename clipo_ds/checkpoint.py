@@ -78,7 +78,7 @@ def save_checkpoint(
         NotSaved: On all ranks, where the disk has no room, or does not take a file of one of them. What was written of
             the checkpoint is removed; older ones are as they were.
     """
-    final = _folder_of(run_dir, progress.step)
+    final = folder_of(run_dir, progress.step)
     partial = final.with_name(f".{final.name}.partial")
     takes = distributed.from_main(lambda: _room_for(run_dir, progress.step, policy))
     facts = {
@@ -96,7 +96,7 @@ def save_checkpoint(
             _save_engine(partial / "engine", policy)
         with _written_by_all(run_dir, takes):
             save_model(partial / "model", policy, tokenizer, ranks)  # its collectives come before its first write
-            torch.save(_random_state(), partial / f"rng_rank_{ranks.rank}.pt")
+            torch.save(random_state(), partial / f"rng_rank_{ranks.rank}.pt")
             if ranks.is_main:
                 _save_position(partial, progress, term)
         with _written_by_all(run_dir, takes):  # the others have written by now
@@ -210,7 +210,7 @@ def _room_for(run_dir: Path, step: int, policy: Policy) -> int:
     free = disk.free_bytes(run_dir)
     if free < takes:
         raise NotSaved(
-            f"'{_folder_of(run_dir, step)}' was not written for want of room: {_room(free, takes)}; "
+            f"'{folder_of(run_dir, step)}' was not written for want of room: {_room(free, takes)}; "
             f"{_what_is_whole(run_dir)}"
         )
     return takes
@@ -262,17 +262,13 @@ def save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase,
     tokenizer.save_pretrained(folder)
 
 
-def is_saved(run_dir: Path, step: int) -> bool:
-    """Whether the whole checkpoint of a step is there: rank 0 looks, all ranks hear it."""
-    return distributed.from_main(lambda: (_folder_of(run_dir, step) / "checkpoint.json").is_file())
-
-
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def _folder_of(run_dir: Path, step: int) -> Path:
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
     return run_dir / "checkpoints" / f"step_{step:06d}"
 
 
@@ -344,7 +340,7 @@ def load_checkpoint(checkpoint: Path, policy: Policy, term: ContrastiveTerm | No
         if term.optimizer is not None and state["head_optimizer"] is not None:
             term.optimizer.load_state_dict(state["head_optimizer"])
     # Written by this program on the same machine; numpy's and Python's states are no plain tensors.
-    _restore_random_state(torch.load(checkpoint / f"rng_rank_{ranks.rank}.pt", weights_only=False))
+    restore_random_state(torch.load(checkpoint / f"rng_rank_{ranks.rank}.pt", weights_only=False))
     facts = json.loads((checkpoint / "checkpoint.json").read_text())
     return Progress(step=int(facts["step"]), prompts_drawn=int(state["prompts_drawn"]))
 
@@ -368,7 +364,8 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Where this rank's global random generators stand."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -379,7 +376,8 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Bring them back to what `random_state` gave."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -67,7 +67,12 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
         distributed.start()
         fresh_name = f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
         out = Path(arguments.out or distributed.from_main(lambda: fresh_folder(Path("runs"), fresh_name)))
-        path = compare.compare(arguments.recipe, overrides, arguments.arms.split(","), seeds, out)
+        try:
+            path = compare.compare(arguments.recipe, overrides, arguments.arms.split(","), seeds, out)
+        finally:
+            if _is_main() and not arguments.out:
+                with contextlib.suppress(OSError):  # it holds something, as it should
+                    out.rmdir()
         if _is_main():
             console = wide_console()
             console.print(compare.comparison_table(json.loads(path.read_text())))

@@ -178,16 +178,12 @@ def from_main(work: Callable[[], T]) -> T:
     themselves may see different things, and part ways.
 
     Raises:
-        OSError, RuntimeError, ValueError: On every rank, what it raised.
+        Exception: On every rank, what it raised.
     """
     found: T | None = None
-    error: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
+    with together():
+        if dist.get_rank() == 0:
             found = work()
-        except (OSError, RuntimeError, ValueError) as failure:
-            error = failure
-    raise_everywhere(error)
     return broadcast_object(found)
 
 

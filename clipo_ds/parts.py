@@ -232,6 +232,9 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
     """Take the run folder, load and build everything, restore it when resuming; called by all ranks.
 
     The folder keeps what is in it until all is built; then what a resumed run makes again is moved aside.
+
+    Raises:
+        InputError: Another run has the folder by now, or as `start_check.check_policy`.
     """
     config = plan.config
     with contextlib.ExitStack() as when_failing:
@@ -306,10 +309,9 @@ def build_parts(plan: Plan, ranks: Ranks) -> Parts:
 
 def close_parts(parts: Parts) -> None:
     """End worker processes, trackers and vLLM, and give the run folder back."""
-    parts.engine.close()
-    parts.judge.close()
-    parts.trackers.finish()
-    parts.folder.release()
+    with contextlib.ExitStack() as closing:  # each of them, also where one fails; the last one first
+        for close in (parts.folder.release, parts.trackers.finish, parts.judge.close, parts.engine.close):
+            closing.callback(close)
 
 
 def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,14 +16,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from clipo_ds import distributed, types
-from clipo_ds.checkpoint import Progress, newest_checkpoint, save_checkpoint
+from clipo_ds.checkpoint import (
+    Progress,
+    folder_of,
+    newest_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
 from clipo_ds.parts import Parts
 from clipo_ds.types import MismatchError, NotSaved
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ALIKE = (FloatingPointError, MismatchError)
 """What follows from numbers that all ranks share, so that all raise it."""
@@ -36,20 +45,23 @@ class Mark:
     progress: Progress
     updates_begun: int
     head: dict[str, Any] | None
+    random: dict[str, Any]
 
 
 def mark(parts: Parts) -> Mark:
     """Remember where the run stands, before a step."""
-    return Mark(parts.progress, parts.policy.updates_begun, None if parts.term is None else parts.term.state())
+    head = None if parts.term is None else parts.term.state()
+    return Mark(parts.progress, parts.policy.updates_begun, head, random_state())
 
 
 def take_back(parts: Parts, before: Mark) -> None:
-    """Forget a step that failed: its prompts will be drawn again, and the head has learnt nothing from them.
+    """Forget a step that failed: its prompts and random numbers will be drawn again, and the head has learnt nothing.
 
     Where the policy has, `parts.is_between_steps` says from now on that its weights belong to no step.
     """
     parts.progress = before.progress
     parts.is_between_steps = parts.policy.updates_begun == before.updates_begun
+    restore_random_state(before.random)  # an adapter's dropout has drawn by the time that a gradient is found broken
     if parts.term is not None and before.head is not None:
         parts.term.restore(before.head)
 
@@ -123,9 +135,7 @@ def _save_what_is_whole(parts: Parts, error: Exception) -> str:
     if parts.progress.step == 0:
         return "no step was finished"
     alike = _is_alike(error)
-    saved = (_checkpoint_path(parts) / "checkpoint.json").exists()
-    # File systems of several machines may disagree for a while; rank 0 decides.
-    if distributed.broadcast_object(saved) if alike else saved:
+    if _seen(lambda: (_checkpoint_path(parts) / "checkpoint.json").is_file(), alike):
         return how_to_go_on(parts)
     if getattr(error, "came_from_saving", False):  # it would again
         why = "saving it failed"
@@ -138,8 +148,7 @@ def _save_what_is_whole(parts: Parts, error: Exception) -> str:
         except Exception as second:  # of a disk, or of the device that the error has left unusable
             why = f"saving it failed ({' '.join(f'{type(second).__name__}: {second}'.split())})"
             alike = _is_alike(second)
-    newest = newest_checkpoint(parts.run_dir)
-    newest = distributed.broadcast_object(newest) if alike else newest
+    newest = _seen(lambda: newest_checkpoint(parts.run_dir), alike)
     rest = f"go on from an earlier one with --resume {newest}" if newest else "there is no earlier checkpoint"
     return f"step {parts.progress.step} of {parts.config.steps} is not saved: {why}; {rest}"
 
@@ -158,5 +167,10 @@ def _is_alike(error: Exception) -> bool:
     return isinstance(error, ALIKE) or distributed.is_everywhere(error)
 
 
+def _seen(look: Callable[[], T], alike: bool) -> T:
+    """What a look at the disk gives: rank 0's where all ranks are here, since file systems of machines may disagree."""
+    return distributed.from_main(look) if alike else look()
+
+
 def _checkpoint_path(parts: Parts) -> Path:
-    return parts.run_dir / "checkpoints" / f"step_{parts.progress.step:06d}"
+    return folder_of(parts.run_dir, parts.progress.step)

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from clipo_ds import arithmetic, distributed
-from clipo_ds.checkpoint import newest_checkpoint
+from clipo_ds.checkpoint import newest_checkpoint, step_of
 from clipo_ds.config import load_config
 from clipo_ds.data import load_prompts
 from clipo_ds.evaluate import EvaluationResult, ProblemResult, response_columns, run_problems, summarise
@@ -151,7 +151,7 @@ def _record(
     run_dir = checkpoint.parent.parent
     if not (checkpoint / "checkpoint.json").exists() or not os.access(run_dir, os.W_OK):
         return
-    step = int(checkpoint.name.removeprefix("step_"))
+    step = step_of(checkpoint)
     row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **made_with, **result.to_dict()}
     file = RunWriter(run_dir).write_separate_evaluation(step, result.name, row, response_columns(rows))
     logger.info("responses in %s", file)

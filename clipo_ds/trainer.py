@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         InputError: Something the user gave is wrong. Found before any weight is loaded, and nothing is written; but for
-            a reward function that fails in a step.
+            what the weights themselves show (`clipo_ds.start_check`), and a reward function that fails in a step.
         RunStopped: SIGINT or SIGTERM came; the step in progress was finished and a checkpoint written.
         FloatingPointError: Logits, embeddings or a gradient were not finite; no weight was changed by it.
         MismatchError: The sampler is another model than the trainer; nothing was learnt from what it sampled since.

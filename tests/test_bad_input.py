@@ -290,6 +290,13 @@ def test_compare_takes_no_run_of_other_settings_for_its_own(capsys, tmp_path):
     assert "evaluation.every" in capsys.readouterr().err
 
 
+def test_a_comparison_that_is_refused_leaves_no_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert compare_main([*SMALL, CPU, "--evaluation.every=2", "--arms=ppo"]) == 2
+    assert "ppo" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_the_launcher_passes_the_exit_code_and_one_line_on(tmp_path):
     done = run("train.py", *SMALL, CPU, "--contrastive.temprature=0.1", ranks=2)
     assert done.returncode == 2

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from clipo_ds import distributed
 from clipo_ds.batching import equalise
-from clipo_ds.checkpoint import Progress, is_saved, save_checkpoint
+from clipo_ds.checkpoint import Progress, save_checkpoint
 from clipo_ds.distributed import Ranks
 from clipo_ds.metrics import percentile_999
 from clipo_ds.records import open_run
 from clipo_ds.resuming import check_same_settings
-from clipo_ds.schema import DataConfig, TrainConfig
+from clipo_ds.schema import TaskConfig, TrainConfig
 from clipo_ds.types import InputError, NotSaved
 
 # r: both ranks have rows, p: none has, a and b: only the first or the second has; no scoring pass in between.
@@ -90,9 +90,11 @@ def disagree(ranks: Ranks, folder: str) -> None:
 
     save(1)
     # Rank 1 looks at a disk where nothing is, and hears what rank 0 sees.
-    assert is_saved(Path(folder, "run") if ranks.rank == 0 else Path("nowhere"), 1)
+    assert distributed.from_main(Path(folder if ranks.is_main else "nowhere").exists)
+    with pytest.raises(KeyError, match="of rank 0 alone"):  # whatever it is, or rank 1 would wait
+        distributed.from_main(lambda: {}["of rank 0 alone"])
     with pytest.raises(InputError, match="`seed` must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"):
-        own = TrainConfig(seed=ranks.rank, data=DataConfig(train=["a.jsonl"]))
+        own = TrainConfig(seed=ranks.rank, task=TaskConfig())
         check_same_settings(own, distributed.broadcast_object(own), ranks)
     if ranks.rank == 1:  # a limit that stands for its disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
+import torch
 from launching import SMALL, comparable, metrics
 
 from clipo_ds import distributed, periodic_evaluation, trainer
 from clipo_ds.answers import AnswerVerifier
+from clipo_ds.checkpoint import Progress
 from clipo_ds.config import load_config
 from clipo_ds.generation import TransformersEngine
+from clipo_ds.parts import close_parts
 from clipo_ds.policy import Policy
 from clipo_ds.records import RunWriter, open_run
+from clipo_ds.rescue import mark, take_back
 from clipo_ds.trackers import Trackers
 from clipo_ds.types import InputError, MismatchError
 
@@ -231,3 +238,24 @@ def test_the_first_step_has_nothing_to_save(folder: Path) -> None:
         patch.setattr(trainer, "check_parity", fails(MismatchError("another model")))
         train(folder)
     assert not (folder / "checkpoints").exists()
+
+
+def test_a_step_that_is_taken_back_draws_the_same_random_numbers_again() -> None:
+    parts: Any = SimpleNamespace(progress=Progress(1, 4), policy=SimpleNamespace(updates_begun=0), term=None)
+    before = mark(parts)
+    drawn = [float(torch.rand(())), np.random.rand(), random.random()]
+    take_back(parts, before)
+    assert [float(torch.rand(())), np.random.rand(), random.random()] == drawn
+
+
+def test_the_folder_is_given_back_although_the_sampler_does_not_close() -> None:
+    closed: list[str] = []
+    parts: Any = SimpleNamespace(
+        engine=SimpleNamespace(close=fails(RuntimeError("it hangs"))),
+        judge=SimpleNamespace(close=lambda: closed.append("judge")),
+        trackers=SimpleNamespace(finish=lambda: closed.append("trackers")),
+        folder=SimpleNamespace(release=lambda: closed.append("folder")),
+    )
+    with pytest.raises(RuntimeError, match="it hangs"):
+        close_parts(parts)
+    assert closed == ["judge", "trackers", "folder"]
