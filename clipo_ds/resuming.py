@@ -139,8 +139,13 @@ def check_data(config: TrainConfig, checkpoint: Path | None, data: Mapping[str, 
     if checkpoint is None:
         return []
     before = json.loads((checkpoint / "checkpoint.json").read_text()).get("data")
+    if before is None and config.data.allow_changed:
+        return [f"{checkpoint.name} does not say what its data were; going on with what there is (data.allow_changed)"]
     if before is None:
-        raise InputError(f"`resume` must be a whole checkpoint, got '{checkpoint}' without what its data were")
+        raise InputError(
+            f"`resume` must be a checkpoint that says what its data were, got '{checkpoint}', which an older version "
+            "wrote; go on without that check by --data.allow_changed true"
+        )
     said = []
     field = "data.train" if config.task is None else "task"
     changed = difference(before["train"], data["train"])

@@ -30,13 +30,20 @@ def save_model(folder: Path) -> str:
 
 
 def make_policy(
-    folder: str, ranks: Ranks, *, stage: int, optimizer: OptimizerConfig | None = None, **model: object
+    folder: str,
+    ranks: Ranks,
+    *,
+    stage: int,
+    optimizer: OptimizerConfig | None = None,
+    eps: float = 1e-8,
+    **model: object,
 ) -> Policy:
+    """The small model's policy; `eps` is AdamW's."""
     config = json.loads((ROOT / "ds_configs" / "zero3_cpu.json").read_text())
     config |= {
         "train_batch_size": ranks.world_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0, "zero_optimization": {"stage": stage}, "bf16": {"enabled": False},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.0, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.0, "eps": eps, "torch_adam": True}},
     }  # fmt: skip
     config.pop("data_types", None)
     settings = {"gradient_checkpointing": False, "logprob_chunk_tokens": 5} | model

@@ -46,7 +46,7 @@ def test_vllm_is_closed_when_a_later_part_cannot_be_made(tmp_path: Path, monkeyp
         assert parallel_state._WORLD is not None
         raise OSError("no space left")
 
-    monkeypatch.setattr(parts, "_open_run_folder", disk_is_full)
+    monkeypatch.setattr(parts, "_description", disk_is_full)
     with pytest.raises(OSError, match="no space left"):
         train(tmp_path / "run")
     assert parallel_state._WORLD is None
