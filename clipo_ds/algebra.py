@@ -46,6 +46,7 @@ _POINTS = tuple(
 )
 _DEGREES = re.compile(r"((?<![\d.}])(?:\d+(?:\.\d+)?|\\frac\s*\{\d+\}\s*\{\d+\}))\s*\^\s*\{?\s*\\circ\s*\}?")
 _TRIGONOMETRIC = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_PRIME = re.compile(r"['\u2019\u2032]|\\prime(?![A-Za-z])")
 _INVERSE = re.compile(r"\\?arc(?:sin|cos|tan|cot)|\\(?:sin|cos|tan|cot)\s*\^\s*\{\s*-\s*1\s*\}")
 
 
@@ -69,6 +70,8 @@ def by_algebra(answer: str, truth: str) -> bool:
     from math_verify.grader import is_assignment_relation, is_equation
     from sympy import Eq
 
+    if "=" in answer and "=" in truth and len(_PRIME.findall(answer)) != len(_PRIME.findall(truth)):
+        return False  # the parser reads y' = 2x as y = 2x
     verdict = _sets_equal(answer, truth)
     if verdict is not None:
         return verdict

@@ -22,13 +22,14 @@ _DENIED = re.compile(  # "it cannot be A or C", "A and C are wrong"
     r"|n['\u2019]t\b)"
     r"(?:(?!\bbut\b)[^.;!?\n])*"
     rf"|(?<![A-Za-z]){_LETTERS}\s+(?:is|are|can|could|would|does|do)\b\s*"
-    r"(?:wrong|incorrect|false|not|n['\u2019]t|out\b|ruled|eliminated)[^.;!?\n]*",
+    r"(?:wrong|incorrect|impossible|false|not|n['\u2019]t|out\b|ruled|eliminated)[^.;!?\n]*",
     re.IGNORECASE,
 )
 _PICKED = re.compile(
     r"\(\s*([A-J])\s*\)"
     r"|\b(?:options?|choice|answer|pick|choose|select|go with|is|be|it's)\b[\s:*]*([A-J])"
-    r"(?=[\s*]*(?:[.,;!]|$|is\b|because\b))",
+    r"(?=[\s*]*(?:[.,;!]|$|is\b|because\b))"
+    r"|(?<![A-Za-z'])([A-J])\s+is\s+(?:the\s+)?(?:correct|right|best)\b",
     re.IGNORECASE,
 )
 _OTHER_LETTER = re.compile(
@@ -91,5 +92,5 @@ def choice_in_sentence(answer: str) -> str | None:
     first = _LETTER_FIRST.match(text)
     if first:
         return None if _OTHER_LETTER.search(first.group(2)) else first.group(1)
-    picked = {letter for match in _PICKED.finditer(text) if (letter := match[1] or match[2]).isupper()}
+    picked = {letter for match in _PICKED.finditer(text) if (letter := match[1] or match[2] or match[3]).isupper()}
     return picked.pop() if len(picked) == 1 and not _OTHER_LETTER.search(_PICKED.sub(" ", text)) else None

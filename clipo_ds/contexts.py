@@ -17,14 +17,14 @@ _ASKED = re.compile(r"[^.,!;:\n=]{0,40}\?")
 _DENIED = re.compile(
     r"""
     \b(?:is|are|was|were)\s(?:\w+ly\s)?(?:not\s(?:\w+ly\s)?(?:true|correct|right|possible|valid|the\scase|equal|so\b
-        |a\s(?:true|valid|correct|solution)|satisfied)|false|untrue|wrong|incorrect|impossible|absurd|invalid|nonsense)
+        |an?\s(?:\w+\s)?(?:true|valid|correct|solution)|satisfied)|false|untrue|wrong|incorrect|impossible|absurd|invalid|nonsense)
   | \bnot\s(?:true|correct|valid|possible|equal)
   | \b(?:is|was|are)n['\u2019]t\s(?:true|correct|right|possible|valid|the\scase|equal|so\b|a\s)
   | \bnever\s(?:true|equal|hold|correct) | \bcan['\u2019]t\sbe
   | \b(?:does|do|did|would|will|could)(?:\snot|n['\u2019]t)\s
-        (?:hold|work|check|satisfy|match|equal|make\ssense|fit|agree|be\b)
+        (?:hold|form|work|check|satisfy|match|equal|make\ssense|fit|agree|be\b)
   | \bcannot\sbe | \bcontradict | \babsurd | \bextraneous | \bfails?\b | \bno\ssolution
-  | \(?\b(?:false|wrong|incorrect|nope|no)\b\s?[).,!;]
+  | \(?\b(?:false|wrong|incorrect|impossible|nope|no)\b\s?(?:[).,!;}]|\Z)
   | ≠ | \\neq?(?![A-Za-z]) | \\not\s?= | !=(?=\s) | [✗✘❌✖]
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -32,7 +32,9 @@ _DENIED = re.compile(
 _TRIED = re.compile(
     r"""
     (?:\bif|\bnot|\bunless|\binstead\sof|\brather\sthan|n['\u2019]t)\W{0,4}$
-  | \b(?:whether|suppos\w+|assum\w+|pretend\w*|imagin\w+|guess\w*|claim\w*|trying|(?:check|see|test|verify|ask)\w*\sif)
+  | \bnot\s(?:true|correct|possible|the\scase)\sthat\W{0,4}$
+  | \b(?:whether|thought|believed|suppos\w+|assum\w+|pretend\w*|imagin\w+|guess\w*|claim\w*|trying
+        |(?:check|see|test|verify|ask)\w*\sif)
         (?:\s\w+){0,3}\W{0,4}$
   | \bif\s(?:\w+\s){1,2}(?:were|was|had\sbeen)\W{0,4}$
   | \b(?:wrongly|incorrectly|mistaken\w*|falsely)\b
@@ -45,7 +47,7 @@ _SOLVED = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?]\s|\n")
 _REMAINDER = re.compile(
-    r"\bremain\w*|\bleft-?overs?\b|\brem\b|\br(?:\s|\.\s)?[0-9]|\bwith\b.{1,20}\bover\b|\bquotient|\bfloor\b"
+    r"\bremain\w*|\bleft-?overs?\b|\brem\b|\br(?:[\s.}$\\]|quad){0,9}[0-9]|\bleaving\b|\bwith\b.{1,20}\bover\b|\bquotient|\bfloor\b"
     r"|\binteger\s(?:part|division)|\bround\w*\sdown|\bmod\b",
     re.IGNORECASE,
 )
@@ -96,11 +98,13 @@ def counts_in_residues(text: str, start: int, end: int, stated: Fraction, actual
     )
 
 
-def is_cut_off(text: str, end: int, stated: Fraction, actual: Fraction) -> bool:
-    """Whether the text ends inside its last number: 150 - 6.5 = 14, of 143.5."""
+def is_cut_off(text: str, end: int, stated: Fraction, actual: Fraction, *, divides: bool) -> bool:
+    """Whether the text ends inside its last number: 150 - 6.5 = 14, or 143, of 143.5; but 2.4 * 3 = 7 is a slip."""
     if text[end:].strip() or stated.denominator != 1 or text[end - 1 : end] not in tuple("0123456789"):
         return False
     shown, meant = str(int(stated)), str(int(actual))
+    if shown == meant:
+        return not divides and actual != stated and len(shown) > 2
     return len(shown) < len(meant) and meant.startswith(shown)
 
 

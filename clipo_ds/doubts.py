@@ -57,6 +57,7 @@ def in_doubt(equation: Equation) -> bool:
         or _defines_operation(equation)
         or _names_factor(equation)
         or _lost_powers(equation)
+        or _subtracts_from_x(equation)
         or _means_otherwise(equation)
     )
 
@@ -77,14 +78,17 @@ def _means_otherwise(equation: Equation) -> bool:
     return (
         (divides and states_quotient(text, start, end, stated, actual))
         or counts_in_residues(text, start, end, stated, actual)
-        or is_cut_off(text, end, stated, actual)
+        or is_cut_off(text, end, stated, actual, divides=divides)
         or text[equation.source.tokens[equation.relation].start - 1] == "!"  # 3+4!=8
     )
 
 
 def _is_same_angle(equation: Equation, difference: Fraction) -> bool:
     """13 pi/6 = pi/6: whole turns are left out."""
-    computes = any(token.text in tuple("()+*^") for token in _tokens(equation))
+    tokens = _tokens(equation)
+    computes = any(token.text in tuple("()+*^") for token in tokens)
+    divides = any(token.text == "/" or token.kind is Kind.FRACTION for token in tokens)
+    computes |= equation.left.additions > 0 and not divides  # 24 pi - 9 pi
     return not computes and (difference / PI).limit_denominator(1000).denominator == 1
 
 
@@ -156,6 +160,8 @@ def _words_compute(equation: Equation, plain_number: bool) -> bool:
         at -= 1
     words = [token.text.lower() for token in tokens[max(at - 1, 0) : at + 1] if token.kind is Kind.WORD]
     word, earlier = words[-1] if words else "", words[0] if len(words) > 1 else ""
+    if tokens[at].text.istitle() and word.endswith("s") and _is_range(equation):
+        return True  # Floors 1-4 = 4 * 6
     if plain_number and word not in CONNECTIVES:
         return True  # interest in year 2 = 3 * 4
     if word == "of":
@@ -292,7 +298,8 @@ def units_in_doubt(equation: Equation) -> bool:
         return True
     sums_things = left_side.additions == left_side.operations > 0
     all_named = left_side.numbers_with_unit == left_side.numbers
-    return sums_things and all_named and bool(right) and not left & right and not _is_slip(equation, left, right)
+    other_things = not left & right & UNITS.keys() and (len(left) > 1 or (bool(right) and not left & right))
+    return sums_things and all_named and other_things and not _is_slip(equation, left, right)
 
 
 def _letters_are_unknowns(equation: Equation, right: set[str]) -> bool:
@@ -350,6 +357,15 @@ def _lost_powers(equation: Equation) -> bool:
     return any(equation.sides_agree(read, side, None) for side in (right, stated))
 
 
+def _subtracts_from_x(equation: Equation) -> bool:
+    """3 x -2 = 7: the x may be an unknown."""
+    return any(
+        equation.source.text[sign.start] == "x" and following.text == "-"
+        for sign, following in pairwise(_tokens(equation))
+        if sign.kind is Kind.OPERATOR
+    )
+
+
 def _signs(equation: Equation, side: Expression) -> set[str]:
     """The operators of a side as they are written."""
     source = equation.source
@@ -360,7 +376,7 @@ def _signs(equation: Equation, side: Expression) -> set[str]:
 def _is_share(equation: Equation) -> bool:
     """2/5 = 10 (people): a proportion told as an equation. Not so 3 / 60 = 20, nor "earns 3/60 = 20"."""
     left, right, tokens = equation.left, equation.right, equation.source.tokens
-    proper = isinstance(left.value, Fraction) and 0 < left.value < 1
+    proper = isinstance(left.value, Fraction) and 0 < left.value <= 1  # so is 4/4 = 20
     whole = isinstance(right.value, Fraction) and right.value.denominator == 1 and right.value > 0
     slashes = [at for at in range(left.start, left.stop) if tokens[at].text == "/" or tokens[at].kind is Kind.FRACTION]
     if not (proper and whole and slashes and left.operations == 1 and right.operations == 0):
@@ -368,7 +384,10 @@ def _is_share(equation: Equation) -> bool:
     before = tokens[left.start - 1] if left.start else None
     after_verb = before is not None and before.text.lower() in RESULT_VERBS
     spaced = tokens[slashes[0]].text == "/" and tokens[slashes[0]].gap and tokens[slashes[0] + 1].gap
-    return not (after_verb or spaced)
+    if left.value == 1:
+        return not spaced
+    turned = left.value * right.value == 1 and tokens[left.start].value not in (None, 1)  # type: ignore[operator]
+    return not (after_verb or spaced or turned)  # turned: 5/30 = 6
 
 
 def _shares_words(equation: Equation) -> bool:

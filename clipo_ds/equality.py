@@ -53,9 +53,11 @@ _AND_OR = re.compile(r"(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])(?:\s*,)?")
 _MATRIX = re.compile(
     r"\\begin\s*\{([pbBvV]?matrix|smallmatrix|array)\}\s*(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL
 )
+_IN_BRACKETS = re.compile(r"\A\s*[(\[]\s*(\\begin\s*\{array\}.*\\end\s*\{array\})\s*[)\]]\s*\Z", re.DOTALL)
+_NO_SOLUTION = re.compile(r"(?:there\s+(?:is|are)\s+)?no\s+solutions?|\\emptyset", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z0-9 '.\-]*")
 _ARTICLE = re.compile(r"(?:an?|the)\s+(?=[a-z]{2})")
-_BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
+_BRACKETS = {"(": ")", "[": "]", "\\{": "\\}"}
 
 
 def _closing(text: str) -> int:
@@ -95,8 +97,7 @@ def sequence(answer: str) -> tuple[str, tuple[str, ...], str] | None:
     if opening:
         inner = text[len(opening) :]
         closing = next((c for c in _BRACKETS.values() if inner.endswith(c)), "")
-        end = len(text) - 1 if opening == "\\langle" else _closing(text)
-        if closing and end == len(text) - 1:
+        if closing and _closing(text) == len(text) - 1:
             elements = _split_commas(inner[: len(inner) - len(closing)], r"[,;]")
             return (opening, tuple(elements), closing) if elements else None
     text = _AND_OR.sub(", ", text)
@@ -191,8 +192,9 @@ def _unassigned(answer: str, truth: str) -> tuple[str, str] | None:
     ours, theirs = _ASSIGNMENT.fullmatch(answer), _ASSIGNMENT.fullmatch(truth)
     if ours and theirs:
         names = {name.replace(" ", "").lower() for name in (ours.group(1), theirs.group(1))}
-        # y = 2x and f(x) = 2x are one function
-        same_name = len(names) == 1 or ("y" in names and any(map(_FUNCTION.fullmatch, names)))
+        # y = 2x and f(x) = 2x are one function, and so are h = 2t and h(t) = 2t
+        called = {name[0] for name in names if _FUNCTION.fullmatch(name)}
+        same_name = len(names) == 1 or (len(called) == 1 and bool(({"y"} | called) & names))
         return (ours.group(2), theirs.group(2)) if same_name else None
     if (not ours and not theirs) or "=" in (truth if ours else answer):
         return None
@@ -305,6 +307,8 @@ def _compared(answer: str, truth: str, algebra: Algebra | None) -> bool | None:
         return choice_letter(answer) == right.strip("()")
     if right != truth and re.match(r"\(?[A-J]\)", right) and choice_letter(truth):
         return choice_letter(answer) == choice_letter(truth)
+    if _NO_SOLUTION.fullmatch(left) and _NO_SOLUTION.fullmatch(right):
+        return True
     for measured in (same_time(left, right), same_measure(left, right)):
         if measured is not None:
             return measured
@@ -335,7 +339,7 @@ def _compared(answer: str, truth: str, algebra: Algebra | None) -> bool | None:
         verdict = _same_real_set(left, right)
         if verdict is not None:
             return verdict
-    matrices = _matrix(left), _matrix(right)
+    matrices = tuple(_matrix(_IN_BRACKETS.sub(r"\1", side)) for side in (left, right))
     if matrices[0] and matrices[1]:
         return _same_matrix(matrices[0], matrices[1], algebra)
     if matrices[0] or matrices[1]:
@@ -367,7 +371,7 @@ def _same_vector(ours: object, theirs: object, algebra: Algebra | None) -> bool 
 def _vector(side: object) -> list[str] | None:
     if isinstance(side, tuple):  # as `sequence` gives it
         opening, elements, closing = side
-        return list(elements) if (opening, closing) in (("(", ")"), ("[", "]"), ("\\langle", "\\rangle")) else None
+        return list(elements) if (opening, closing) in (("(", ")"), ("[", "]")) else None
     if isinstance(side, list) and (len(side) == 1 or all(len(row) == 1 for row in side)):
         return [cell for row in side for cell in row]
     return None

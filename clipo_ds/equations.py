@@ -25,6 +25,8 @@ MIN_ROUNDED_DIGITS = 3
 """A whole number stated with an equals sign counts as a rounding from this many digits on."""
 MIN_CUT_DIGITS = 4
 """Decimals may also be cut, from this many digits on: 2000/3 = 666.66, but 17/3 is not 5.66."""
+MIN_CUT_DECIMALS = 3
+"""Or from this many decimals: 2/3 = 0.666."""
 MAX_READ_AGAIN = 400
 """A longer equation, in tokens, is not read a second way: if the first one makes it false, it is not counted."""
 
@@ -133,7 +135,7 @@ class Equation:
                 return False  # 1/4 = 0.3
             return place < scale or percent or digits >= MIN_ROUNDED_DIGITS
         cut = 0 < (value - stated) * (1 if stated > 0 else -1) < place
-        return cut and place < scale and digits >= MIN_CUT_DIGITS
+        return cut and place < scale and (digits >= MIN_CUT_DIGITS or place * 10**MIN_CUT_DECIMALS <= scale)
 
 
 def _percent_scales(source: TokenList, left: Expression, right: Expression) -> Iterator[tuple[Fraction, Fraction]]:

@@ -288,7 +288,12 @@ class _Parser(OperandReader):
         following = self.tokens[index]
         if following.text == "and" and depth == 0:
             added, end = self.fraction_at(index + 1)
-            if added is not None and self.ends_statement(end):  # = 3 and 2/3
+            in_chain = (
+                index > 1
+                and end < len(self.tokens)
+                and {self.tokens[index - 2].kind, self.tokens[end].kind} == {Kind.RELATION}
+            )  # = 2 and 3/6 = 2 and 1/2
+            if added is not None and (self.ends_statement(end) or in_chain):  # = 3 and 2/3
                 self.features.add("and")
                 return (value, index) if "and" in self.readings else (value + added, end)
         if following.kind is Kind.FRACTION:

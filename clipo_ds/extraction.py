@@ -53,20 +53,27 @@ _NAMED_PARTS = re.compile(  # "cups and", "cups,", ", plates:"
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"#{4,}")
 _NUMBER_ALONE = re.compile(r"[-+\u2212]?(?:\\?[$\u20ac\u00a3]\s?)?[-+\u2212]?\.?\d[\d.,/]*\s?\\?%?")
-_BEFORE_SHOWN = re.compile(r"[\s:=*_`~]+|(?:the\s+)?(?:final\s+)?answer(?:\s+is\b|\s*(?=[:=*]))", re.IGNORECASE)
-_AFTER_SHOWN = re.compile(r"(?:[\s*_`~]|(?<=[\d$)}*])\.|</[A-Za-z][^<>]{0,20}>|<\|[^<>]{1,30}\|>)+\Z")
+_BEFORE_SHOWN = re.compile(
+    r"[\s:=*_`~>]+|<[A-Za-z]{1,10}>|(?:the\s+)?(?:final\s+)?answer(?:\s+is\b|\s*(?=[:=*]))", re.IGNORECASE
+)
+_AFTER_SHOWN = re.compile(
+    r"(?:[\s*_`~]|(?<=[\d$)}\]>*])\.|(?<=\s)#+|</[A-Za-z][^<>]{0,20}>|<\|[^<>]{1,30}\|>|\[[A-Z]{3,}\])+\Z"
+)
 _AROUND_SHOWN = re.compile(r"<([^<>]+)>|\[([^\[\],]+)\]|\$\$?([^$]+)\$\$?|\\\((.+)\\\)|\\\[(.+)\\\]")
 _SUBJECT = (
     r"(?:\s+(?:to|for|of|in|here|choice|option)\b[^.\n=:,]{0,60}?|\s*\([^()\n]{0,40}\))?,?"
     r"(?:\s+(?:therefore|thus|then),?)?"
 )
 _IS = r"\s+(?:is|are|equals|must be|should be|will be|would be|comes (?:out )?to|turns out to be)\b(?!\s+not\b)"
-_FILLED_LINE = r"(?:\$\$[^$\n]+\$\$|\$[^$\n]+\$|\\\([^\n]+\\\)|\\\[[^\n]+\\\])[\s*.]*$"
+_FILLED_LINE = (
+    r"(?:(?:\$\$[^$\n]+\$\$|\$[^$\n]+\$|\\\([^\n]+\\\)|\\\[[^\n]+\\\])[\s*.]*$"
+    r"|-?\$?\d[\d.,/]*\\?%?\**\.?\s*\Z)"  # a number alone ends the text too: "Answer 2" may be a heading
+)
 _ANSWER = (
     rf"\banswers?\b\**(?:{_SUBJECT}{_IS}"
     r"|[ \t*]*[:=]|[ \t*]*\n)"  # "**Answer:** 5", "## Answer" over a line of its own
     r"|\bans\b\.?[ \t*]*[:=]"
-    rf"|^[ \t>#*]*(?:the\s+)?(?:final\s+|correct\s+)?answer[ \t*]+(?={_FILLED_LINE})"  # "Answer $9$"
+    rf"|^[ \t>#*]*(?:the\s+)?(?:final\s+|correct\s+)?ans(?:wer|\.)?[ \t*]+(?={_FILLED_LINE})"  # "Answer $9$"
 )
 _PHRASE = re.compile(_ANSWER, re.IGNORECASE | re.MULTILINE)
 _CHOICE_PHRASE = re.compile(
@@ -82,8 +89,8 @@ _MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 _REASON = re.compile(r"\s*[,;(]*\s*\b(?:because|since|so|which|where|hence)\b.*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\bsq)(?<!\bcu)\.(?=\s|\*|$)|\n")
 _TRUTH_PHRASE = re.compile(
-    r"\W*(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:final|correct|right)\s+)*answer\b\**"
-    rf"(?:{_SUBJECT}{_IS}|[ \t*]*[:=])",
+    r"\W*(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:(?:final|correct|right)\s+)*"
+    rf"(?:answer\b\**(?:{_SUBJECT}{_IS}|[ \t*]*[:=]|[ \t*]*\n)|ans\b\.?[ \t*]*[:=])",
     re.IGNORECASE,
 )
 
@@ -133,7 +140,9 @@ def last_boxes(text: str) -> list[str]:
     following = boxes[-1]
     for box in reversed(boxes[:-1]):
         between = text[box.end : following.start]
-        joined = len(between) <= 60 and (_JOINED.fullmatch(between) or _NAMED_PARTS.fullmatch(between))
+        joined = len(between) <= 60 and (
+            _JOINED.fullmatch(between) or _NAMED_PARTS.fullmatch(unwrap_text(between).replace("\\ ", " "))
+        )
         if box.end > following.start or not joined:
             break
         if box.content not in parts:
@@ -282,7 +291,8 @@ def _declared_truth(text: str, kind: str) -> str | None:
     tags = _ANSWER_TAG.findall(text)
     shown: str | None = tags[-1].strip() if tags else _after_hashes(text)
     prose = kind != "choice" and is_prose(text)
-    if not shown and (prose or _TRUTH_PHRASE.match(text)):
+    last_line = text.rpartition("\n")[2]
+    if not shown and (prose or _TRUTH_PHRASE.match(text) or _TRUTH_PHRASE.match(last_line)):
         shown = _after_phrase(text, kind)
     if shown:
         return stated_value(unwrap_text(shown)) or shown

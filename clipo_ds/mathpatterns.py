@@ -28,6 +28,8 @@ STATED_AHEAD = re.compile(r"\s{1,3}(?:\\\(|[\\$£€]){0,2}-?\.?[0-9]")
 """A number comes next, nothing between: 3 + 4 is 7."""
 EQUAL_TO = re.compile(r"\s{1,3}(?P<no>not\s{1,3})?(?:also\s{1,3})?equal\s{1,3}to\b")
 COMES_TO = re.compile(r"\s{1,3}(?:up\s{1,3})?(?:to|in)(?=\s)")
+TO = re.compile(r"\s{1,3}to(?=\s)")
+US = re.compile(r"\s{1,3}(?:us|you|me|him|her|them)(?=\s)")
 ABOUT = re.compile(r"\s{1,3}(?:approximately|about|roughly|around)(?=\s)")
 NEGATED = re.compile(r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\blonger)\s{1,3}$")
 UNSURE_EXPONENT = re.compile(r"(?!1e|[0-9]\.[0-9]+e|[0-9]e[-+]0)[0-9.,]+e[-+]", re.IGNORECASE)

@@ -111,6 +111,8 @@ class _Reader(WordReader):
             self.emit(Kind.ROOT if name == "sqrt" else kind, start, end)
             self.digits_wanted = 1 if name == "sqrt" else 2
             return
+        elif name in ("lvert", "rvert"):
+            self.emit(Kind.OPEN if name == "lvert" else Kind.CLOSE, start, end, "|")
         elif name == "pi":
             self.emit(Kind.NUMBER, start, end, PI_SIGN, PI)
         elif name in COMMAND_RELATIONS:

@@ -26,7 +26,7 @@ _MEASURES = {
     "time": "ms/millisecond=1 second/sec/s=1000 minute/min=60000 hour/hr/h=3600000 day=86400000 week/wk=604800000",
     "time calendar": "month/mo=1 year/yr=12 decade=120 century=1200",
     "time other": "fortnight",
-    "length": "mm/millimeter/millimetre=1 cm/centimeter/centimetre=10 dm=100 m/meter/metre=1000 "
+    "length": "nm=1/1000000 mm/millimeter/millimetre=1 cm/centimeter/centimetre=10 dm=100 m/meter/metre=1000 "
     "km/kilometer/kilometre=1000000",
     "length imperial": "inch/inche/in=1 foot/feet/ft=12 yard/yd=36 mile/mi=63360",
     "mass": "mg/milligram=1 gram/g/gm=1000 kilogram/kg/kilo=1000000 tonne=1000000000",
@@ -81,7 +81,7 @@ def mixes_measures(units: Iterable[str]) -> bool:
 def measured_total(tokens: list[Token], start: int, stop: int) -> tuple[Fraction, str] | None:
     """Sum of the measured numbers in tokens [start, stop), in the smallest unit of their system, and that system.
 
-    None unless all there is are numbers with units of one system, and + or - between: 1 hour + 30 minutes.
+    None unless all there is are numbers with units of one system, and + or - or nothing between: 1 hour + 30 minutes.
     """
     total, sign, system, index = Fraction(0), 1, "", start
     while index < stop:
@@ -95,7 +95,9 @@ def measured_total(tokens: list[Token], start: int, stop: int) -> tuple[Fraction
             return None
         total, system = total + sign * number.value * unit.size, unit.system
         index += 1 + named
-        if index < stop:
+        if index < stop and named and (tokens[index].kind is Kind.NUMBER or tokens[index].text == "and"):
+            index += tokens[index].text == "and"  # 2 hours and 30 minutes
+        elif index < stop:
             if tokens[index].kind is not Kind.OPERATOR or tokens[index].text not in "+-":
                 return None
             sign = 1 if tokens[index].text == "+" else -1
@@ -103,6 +105,18 @@ def measured_total(tokens: list[Token], start: int, stop: int) -> tuple[Fraction
             if index == stop:
                 return None
     return total, system
+
+
+def measure_end(tokens: list[Token], stop: int) -> int:
+    """Where the measure ends of which a first part ends at token `stop`: 2 hours | and 30 minutes."""
+    while stop < len(tokens):
+        number = stop + (tokens[stop].text == "and")
+        if number + 1 >= len(tokens) or tokens[number].kind is not Kind.NUMBER:
+            break
+        if tokens[number + 1].kind is not Kind.WORD or singular(tokens[number + 1].text) not in UNITS:
+            break
+        stop = number + 2
+    return stop
 
 
 def units_of_product(tokens: list[Token], start: int, stop: int) -> set[str] | None:

@@ -26,7 +26,7 @@ SIGN_OPERATORS = {
 }
 WORD_OPERATORS = {"times": "*", "plus": "+", "minus": "-", "mod": "mod", "of": "of"}
 COMMAND_OPERATORS = {"times": "*", "cdot": "*", "cdotp": "*", "ast": "*", "div": "/", "bmod": "mod"}
-RELATION_WORDS = _words("equal equals is are was were gives makes totals comes adds amounts results")
+RELATION_WORDS = _words("equal equals is are was were gives makes yields totals comes adds amounts results")
 """Words that may be an equals sign between a computation and a number."""
 PRODUCT_SIGNS = frozenset({r"\cdot", r"\times", "\N{MULTIPLICATION SIGN}", "\N{MIDDLE DOT}"})
 FRACTION_COMMANDS = _words("frac dfrac tfrac cfrac")

@@ -60,8 +60,9 @@ class OperandReader:
             return True
         signs = {token.text for token in inside if token.kind is Kind.OPERATOR}
         told = Kind.WORD in kinds and (inside[0].kind in _WORDS or signs == {"%"})
-        told |= self.tokens[index - 1].kind is Kind.NUMBER and self.is_percentage(index + 1, close)  # 80 (80%)
-        return told and signs <= {"%"} and kinds <= {*_WORDS, Kind.NUMBER, Kind.OPERATOR}
+        signed = inside[0].text in ("+", "-")  # 80 (80%), 0.9 (-10%)
+        rate = self.tokens[index - 1].kind is Kind.NUMBER and self.is_percentage(index + 1 + signed, close)
+        return (rate or (told and signs <= {"%"})) and kinds <= {*_WORDS, Kind.NUMBER, Kind.OPERATOR}
 
     def is_percentage(self, begin: int, end: int) -> bool:
         return end - begin == 2 and self.tokens[begin].kind is Kind.NUMBER and self.tokens[begin + 1].text == "%"
@@ -79,7 +80,7 @@ class OperandReader:
             whole = self.tokens[index].value
             if whole is not None and 0 < whole < 1 and not self.tokens[index].decimals:
                 return whole, index + 1
-            if self.tokens[index].text == "a" and index + 1 < len(self.tokens):  # and a half
+            if self.tokens[index].text in ("a", "one") and index + 1 < len(self.tokens):  # and a half
                 return PARTS.get(self.tokens[index + 1].text), index + 2
         for shape in _FRACTION_SHAPES:
             tokens = self.tokens[index : index + len(shape)]
@@ -114,12 +115,10 @@ class OperandReader:
             if token.kind in (Kind.WORD, Kind.SCALE) and not joins and token.text.lower() not in CLAUSE_WORDS:
                 words.append(singular(token.text))
                 in_prose = in_prose or (len(words) if words[-1] in PREPOSITIONS else 0)
-                end, last_word = end + 1, True
-                if end + 1 < stop and self.tokens[end].text == "^" and self.tokens[end + 1].kind is Kind.NUMBER:
-                    end += 2  # cm^2
+                end, last_word = self.after_exponent(end + 1, stop), True  # cm^2
             elif token.text == "/" and end + 1 < stop and self.is_rate(end + 1, last_word):
                 words.append(singular(self.tokens[end + 1].text))
-                end += 2
+                end = self.after_exponent(end + 2, stop)  # m/s^2
             elif token.kind is Kind.OPEN and self.is_remark(end):
                 close = self.partner[end]
                 told = any(inside.kind is Kind.NUMBER for inside in self.tokens[end:close])
@@ -140,6 +139,15 @@ class OperandReader:
             self.units.update(words[: in_prose - 1] if in_prose > 1 else words)
             self.numbers_with_unit += 1
         return end
+
+    def after_exponent(self, index: int, stop: int) -> int:
+        """Skip the exponent of a unit; one in braces too, as in \\text{m}^{2}."""
+        if index + 1 < stop and self.tokens[index].text == "^":
+            if self.tokens[index + 1].kind is Kind.NUMBER:
+                return index + 2
+            if self.tokens[index + 1].text == "{" and self.partner.get(index + 1) == index + 3 < stop:
+                return index + 4
+        return index
 
     def unit_follows(self, index: int, stop: int, words: list[str]) -> bool:
         """Whether the number or fraction at a token has one of these units: 1 whole cake -1/4 cake."""

@@ -76,7 +76,8 @@ def unrounded(value: Fraction, decimals: int) -> Fraction:
     (Fraction(5, 3), Fraction(33, 8))
     """
     simple = value.limit_denominator(MAX_DENOMINATORS.get(decimals, 100))
-    places = 2 if decimals > 9 else Fraction(1, 2)  # a float's last digit may be off
+    # The last digit of a float may be off, by more in larger ones: 33.333333333333336.
+    places = max(Fraction(2), abs(value) * Fraction(10**decimals, 2**52)) if decimals > 9 else Fraction(1, 2)
     endless = pow(10, 64, simple.denominator) != 0
     return simple if endless and abs(simple - value) * 10**decimals <= places else value
 

@@ -61,10 +61,17 @@ _NOISE = re.compile(
 _SPACES = re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\s+")
 _TOKEN = r"\s*(?:\{([^{}]*)\}|(\d|[A-Za-z]|\\[A-Za-z]+))"
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac(?![A-Za-z])" + _TOKEN + _TOKEN)
-_SYMBOL_NAME = re.compile(r"(?<![A-Za-z\\])(pi|theta|infinity)(?![A-Za-z])")  # "pi/2", "2pi"
-_SYMBOL_COMMANDS = {"pi": r"\pi ", "theta": r"\theta ", "infinity": r"\infty "}
-_EMPTY_SET = re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}")
+_SYMBOL_NAME = re.compile(r"(?<![A-Za-z\\])(pi|Pi|PI|theta|infinity|infty|inf|oo)(?![A-Za-z])|<=|>=")  # "pi/2", "2pi"
+_SYMBOL_COMMANDS = {
+    **dict.fromkeys(("pi", "Pi", "PI"), r"\pi "), "theta": r"\theta ", "<=": r"\le ", ">=": r"\ge ",
+    **dict.fromkeys(("infinity", "infty", "inf", "oo"), r"\infty "),
+}  # fmt: skip
+_LETTER_UNION = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
+_EMPTY_SET = re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|\b(?:the\s+)?empty\s+set\b", re.IGNORECASE)
+_POINTED = re.compile(r"\\([lr])angle(?![A-Za-z])")
+_DEGREE_WORD = re.compile(r"(?<=[\d}])\s*(?:\\text\s*\{\s*degrees?\s*\}|degrees?\b(?!\s*[A-Za-z]))")
 _CALLED_ROOT = re.compile(r"(?<![A-Za-z])\s*\\?sqrt\s*\(([^()]*)\)")
+_BARE_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s*(?=\{|\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\w)")
 _SINGLE_BRACES = re.compile(r"([_^])\s*\{\s*(\w|\\circ)\s*\}")
 _LEADING = re.compile(
@@ -84,6 +91,9 @@ _OUT_OF = re.compile(r"(?<=\d)\s+out\s+of\s+(?=\d)")
 _REPEATING = re.compile(
     r"([+-]?)(\d*)\.(\d*?)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d)(?!\d))|\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
 )
+_DOTTED = re.compile(r"(\d*)\.(\d{3,40})\s*(?:\.{3}|\\[ldc]?dots(?![A-Za-z])|\u2026)")  # 0.333...
+_DOTS = re.compile(r"(?<=\d{3})\.{3}\Z")
+_REPEATED = re.compile(r"(\d*?)(\d{1,10}?)\2+")
 _POWER_OF_TEN = re.compile(
     r"(?:\s*(?:\\times|\\cdot|\\ast|\*|x)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,5})\s*\}|([+-]?\d{1,5}))|[eE]([+-]?\d{1,5}))(?![\d.A-Za-z])\s*"
 )
@@ -118,9 +128,10 @@ def plain_latex(answer: str) -> str:
     ('2\\sqrt{3}', '32348', '-3\\pi ')
     """
     text = _THOUSANDS.sub("", answer.translate(_SYMBOLS)).replace(r"\$", "").replace("$", "")
-    text = _CALLED_ROOT.sub(r"\\sqrt{\1}", without_doubled(text))
+    text = _BARE_ROOT.sub(r"\\sqrt", _CALLED_ROOT.sub(r"\\sqrt{\1}", without_doubled(text)))
     text = _EMPTY_SET.sub(r"\\emptyset ", text)
-    return _SYMBOL_NAME.sub(lambda name: _SYMBOL_COMMANDS[name[1]], text)
+    text = _DEGREE_WORD.sub(r"^\\circ ", _LETTER_UNION.sub(r"\\cup ", text))
+    return _SYMBOL_NAME.sub(lambda name: _SYMBOL_COMMANDS[name[0]], text)
 
 
 @lru_cache(maxsize=16384)
@@ -135,7 +146,8 @@ def canonical(answer: str) -> str:
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\cfrac", r"\frac")
     text = _SINGLE_BRACES.sub(r"\1\2", _SHORT_ROOT.sub(r"\\sqrt{\1}", text)).replace(r"\degree", r"^\circ")
     text = text.replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}")
-    text = _SPACES.sub(" ", text).strip().rstrip(".,;: ")
+    text = _POINTED.sub(lambda mark: "(" if mark[1] == "l" else ")", text)
+    text = _DOTS.sub(r"\\ldots", _SPACES.sub(" ", text).strip()).rstrip(".,;: ")
     return text[_LEADING.match(text).end() :] if _LEADING.match(text) else text  # type: ignore[union-attr]
 
 
@@ -201,6 +213,14 @@ def _is_unit(text: str, *, letters_are_units: bool) -> bool:
     return True
 
 
+def _with_bar(dotted: re.Match[str]) -> str:
+    r"""``0.1666...`` as ``0.1\overline{6}``, where the digits shown say what repeats: one thrice, several twice."""
+    shown = _REPEATED.fullmatch(dotted[2])
+    if shown is None or len(dotted[2]) - len(shown[1]) < 3:
+        return dotted[0]
+    return rf"{dotted[1]}.{shown[1]}\overline{{{shown[2]}}}"
+
+
 def _repeating_value(match: re.Match[str]) -> Fraction:
     """The value of a decimal whose last digits repeat for ever."""
     sign, whole, fixed = match[1], match[2] or "0", match[3]
@@ -229,9 +249,10 @@ def number(answer: str, *, letters_are_units: bool = False) -> Number | None:
     text = answer.strip()
     if text.lower() in _NUMBER_WORDS:
         return Number(Fraction(_NUMBER_WORDS.index(text.lower())), None, 0, False, None)
-    repeating = _REPEATING.fullmatch(text)
-    if repeating:
-        return Number(_repeating_value(repeating), None, 0, False, None)
+    repeating = _REPEATING.match(_DOTTED.sub(_with_bar, text))
+    behind = repeating.string[repeating.end() :].strip() if repeating else ""
+    if repeating and (not behind or _PERCENT.fullmatch(behind)):
+        return Number(_repeating_value(repeating), None, 0, bool(behind), None)
     text = _OUT_OF.sub("/", _BARE_POWER.sub(r"\g<1>1\\times ", text, count=1) if _BARE_POWER.match(text) else text)
     mixed = _MIXED_WITH_AND.search(text)
     if mixed and int(mixed[1] or mixed[3]) < int(mixed[2] or mixed[4]):

@@ -22,20 +22,28 @@ _FIGURE = (
     r"(?:\\?[$\u20ac\u00a3]\s?)?[-+\u2212]?(?:\\?\$)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?"
 )
 _MATHS = r"\$[^$]+\$|\\\([^\n]+?\\\)"
-_ADVERB = r"(?:\s+(?:now|then|exactly|only|just|simply|therefore|thus|still|equal to|a total of|in total))*"
-_WORDS = r"(?:\s+[A-Za-z][A-Za-z'\u2019-]*|\s*,(?=\s))*"
+_ADVERB = (
+    r"(?:\s+(?:him|her|them|me|us|you|now|then|exactly|only|just|simply|therefore|thus|still|equal to|a total of"
+    r"|in total))*"
+)
+_WORDS = r"(?:\s+[A-Za-z][A-Za-z'\u2019-]*(?:\u00b2|\u00b3|\^[23]|/[a-z]+)?|\s*,(?=\s))*"
 _AFTER_VERB = re.compile(
-    rf"(?P<subject>[A-Z](?:[^\d$.!?]|{_MATHS})*?)\s{_VERB}{_ADVERB}:?\s+(?P<value>{_MATHS}|{_FIGURE})"
+    rf"(?P<subject>[A-Za-z](?:[^\d$.!?]|{_MATHS})*?)\s{_VERB}{_ADVERB}:?\s+(?P<value>{_MATHS}|{_FIGURE})"
     rf"(?![\d^*/=+-])(?P<rest>{_WORDS})[.!]?"
 )
-_FIRST = re.compile(rf"(?P<value>{_FIGURE})(?P<rest>(?:\s+[a-z][a-z'\u2019-]*){{2,12}})[.!]?")
+_FIRST = re.compile(
+    rf"(?:[Aa]\s+total\s+of\s+(?P<total>{_FIGURE})|(?P<value>{_FIGURE})(?=\s+\S+\s+[a-z]))"
+    r"(?P<rest>(?:\s+[a-z][a-z'\u2019-]*){1,12})[.!]?"
+)
 _IN_DOUBT = re.compile(
     r"\b(?:not?|never|nor|cannot|none|\w+n['\u2019]t|than|halve?s?|half|thirds?|quarters?|twice|double|triple|times|or|if|unless"
     r"|except|without|between|minus|plus|over|under|above|below|hundreds?|thousands?|millions?|billions?|trillions?|dozens?"
     r"|least|most|more|less|fewer|older|younger|multiples?|divisors?|factors?|divisible|whenever|where|when"
-    r"|percent|out|base|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|about|approximately|roughly|nearly|almost)\b",
+    r"|percent|out|base|pi|sqrt|root|squared|cubed|factorial|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|about|approximately|roughly|nearly|almost)\b",
     re.IGNORECASE,
 )
+_NO_DOUBT = re.compile(r"\A\s+more(?=\s+[a-z])|\bleft\s+over\b")  # behind the number: "12 more pens are needed"
+_LETTER = re.compile(r"\b(?![mghslLAaIi]\b)[A-Za-z]\b")  # an unknown, and no unit
 _OF_MANY = re.compile(r"\b(?:every|all|any)\b", re.IGNORECASE)  # before the number: "all squares are 1"
 _NO_PROSE = re.compile(
     r"\$\$.*?\$\$|\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\begin\s*\{(\w+)\}.*?\\end\s*\{\1\}"
@@ -53,16 +61,19 @@ def stated_value(sentence: str) -> str | None:
     >>> stated_value("There are 12 pens and 3 cups."), stated_value("Half of the 12 pens"), stated_value("even")
     (None, None, None)
     """
-    text = sentence.strip().strip("*").strip()
+    text = sentence.replace("**", "").strip().strip("*").strip()
     if len(text) > 300 or " " not in text:
         return None
     found = _AFTER_VERB.fullmatch(text) or _FIRST.fullmatch(text)
     if found is None:
         return None
-    before = re.sub(_MATHS, " ", text[: found.start("value")])
-    if _IN_DOUBT.search(f"{before} {found['rest']}") or _OF_MANY.search(before):
+    name = "value" if found["value"] else "total"
+    before = re.sub(_MATHS, " ", text[: found.start(name)])
+    before = "" if name == "total" else before
+    rest = _NO_DOUBT.sub(" ", found["rest"])
+    if _IN_DOUBT.search(f"{before} {rest}") or _LETTER.search(rest) or _OF_MANY.search(before):
         return None
-    return found["value"].strip()
+    return found[name].strip()
 
 
 def is_prose(text: str) -> bool:

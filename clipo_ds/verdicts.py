@@ -14,7 +14,7 @@ from clipo_ds.doubts import in_doubt, units_in_doubt
 from clipo_ds.equations import Equation
 from clipo_ds.expressions import parse_expression
 from clipo_ds.mathtokens import Kind
-from clipo_ds.mathunits import first_names, measured_total, mixes_measures
+from clipo_ds.mathunits import first_names, measure_end, measured_total, mixes_measures
 from clipo_ds.rationals import Unknown
 
 PROBES = (Fraction(2), Fraction(5), Fraction(11))
@@ -77,7 +77,7 @@ def _unknown_of(equation: Equation) -> str:
 def stated_and_actual(equation: Equation) -> tuple[Fraction | None, Fraction | None]:
     """The value that a judged equation states and the true one; None for a side that divides by zero."""
     totals = _totals(equation)
-    if totals is not None and isinstance(equation.right.value, Fraction) and totals.right:
+    if totals is not None and not totals.in_parts and isinstance(equation.right.value, Fraction) and totals.right:
         return equation.right.value, equation.right.value * totals.left / totals.right
     return equation.stated_and_actual
 
@@ -87,12 +87,13 @@ class _Totals(NamedTuple):
 
     left: Fraction
     right: Fraction
+    in_parts: bool  # whether the right side has more units than the parser takes for it
 
 
 def _totals_agree(equation: Equation, totals: _Totals) -> bool:
     """Whether they are the same, up to rounding: 1 hour + 40 minutes = 1.67 hours."""
     right = equation.right
-    if totals.left == totals.right or not isinstance(right.value, Fraction) or not totals.right:
+    if totals.left == totals.right or totals.in_parts or not isinstance(right.value, Fraction) or not totals.right:
         return totals.left == totals.right
     actual = right.value * totals.left / totals.right
     return equation.rounds(actual, right, right.value, Fraction(1), percent=False)
@@ -101,9 +102,13 @@ def _totals_agree(equation: Equation, totals: _Totals) -> bool:
 def _totals(equation: Equation) -> _Totals | None:
     """What sums of times, lengths … in several units come to: 1 hour + 30 minutes = 90 minutes."""
     left, right, tokens = equation.left, equation.right, equation.source.tokens
-    if left.operations != left.additions or not left.additions or not mixes_measures(first_names(left.units)):
+    if left.operations != left.additions or not left.additions or right.operations:
         return None
     follows = right.stop < len(tokens) and tokens[right.stop].kind is Kind.WORD and not right.units
-    stated = measured_total(tokens, right.start, right.stop + follows)
+    end = measure_end(tokens, right.stop + follows)
+    in_parts = end > right.stop + follows  # 2 hours and 30 minutes
+    if not (in_parts or mixes_measures(first_names(left.units))):
+        return None
+    stated = measured_total(tokens, right.start, end)
     total = measured_total(tokens, left.start, left.stop) if stated else None
-    return _Totals(total[0], stated[0]) if stated and total and stated[1] == total[1] else None
+    return _Totals(total[0], stated[0], in_parts) if stated and total and stated[1] == total[1] else None

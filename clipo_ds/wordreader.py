@@ -81,7 +81,7 @@ class WordReader:
     def on_word(self, start: int, end: int) -> int | None:
         word, following = self.text[start:end], self.text[end : end + 1]
         lower = word.lower()
-        named = following == "_" or following.isdigit()  # x1, a_n
+        named = following == "_" or (following.isascii() and following.isdigit())  # x1, a_n, but not cm²
         if lower in _SPECIAL_WORDS and (not named or lower == "x"):
             stop = self.read_special(lower, start, end)
             if stop is not None:
@@ -184,6 +184,8 @@ class WordReader:
         """The relation that a word states, and where it ends: 3 + 4 equals 7, is equal to 7, is 7, is about 7."""
         sign = "?" if patterns.NEGATED.search(self.text[max(start - 10, 0) : start]) else "="
         if word in ("equal", "equals"):
+            to = patterns.TO.match(self.text, end)
+            end = to.end() if to else end
             sides = self.after_operand() and patterns.OPERAND_AHEAD.match(self.text, end)
             return (sign, end) if sides or (sign == "?" and self.after_operand()) else None
         equal = patterns.EQUAL_TO.match(self.text, end)
@@ -194,6 +196,8 @@ class WordReader:
             if comes is None:
                 return None
             end = comes.end()
+        gives_us = patterns.US.match(self.text, end) if word in ("gives", "makes", "yields") else None
+        end = gives_us.end() if gives_us else end
         about = patterns.ABOUT.match(self.text, end)
         stop = about.end() if about else end
         if sign == "=" and self.after_computation() and patterns.STATED_AHEAD.match(self.text, stop):

@@ -140,6 +140,19 @@ SAME = [
     (r"\mathbb{R} \setminus \{3\}", r"x \ne 3"),
     ("all real numbers except 3", r"\{x \in \mathbb{R} : x \neq 3\}"),
     ("1 < x and x < 3", "3 > x > 1"),
+    # other spellings of the same
+    (r"\langle 1,2,3 \rangle", "(1,2,3)"),
+    (r"\left[\begin{array}{l}1\\2\end{array}\right]", "(1,2)"),
+    (r"\text{the empty set}", r"\varnothing"),
+    (r"\emptyset", r"\text{no solution}"),
+    ("(-oo, 2)", r"(-\infty,2)"),
+    ("-2 <= x < 1", "[-2,1)"),
+    (r"(-\infty,-1) U (3,\infty)", r"(-\infty,-1)\cup(3,\infty)"),
+    ("0.333...", "1/3"),
+    (r"0.1666\ldots", r"\frac16"),
+    (r"33.\overline{3}\%", "1/3"),
+    ("sqrt{2}", r"\sqrt2"),
+    ("h(t) = 2t+1", "h = 2t+1"),
 ]
 
 DIFFERENT = [
@@ -199,6 +212,7 @@ DIFFERENT = [
     ("x > 2", "y > 2"),
     ("(-1,3)", "x<-1 or x>3"),
     ("x<-1", "x<-1 or x>3"),
+    ("0.333...", "0.333"),
 ]
 
 UNDECIDED = [

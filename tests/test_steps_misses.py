@@ -89,6 +89,9 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         ("$5 times 4 equals $21", 1, 1),
         ("3 + 4 = 7 is less than 10", 1, 0),
         ("5 plus 3 is greater than 7", 0, 0),
+        ("12 + 9 gives us 22", 1, 1),
+        ("12 + 9 yields 22", 1, 1),
+        ("5 x 12 equals to 65", 1, 1),
     ],
     "letters and short words that are units": [
         ("d = 5 * 12 = 61 m", 1, 1),
@@ -113,6 +116,9 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         (r"2 + 3 = 6 \text{ h}", 1, 1),
         (r"x = 10 - 4 = 7 \text{ cm}", 1, 1),
         ("3 h * 50 km/h = 160 km", 1, 1),
+        ("3 * 4 = 13 m²", 1, 1),
+        ("a = 30 / 5 = 7 m/s^2", 1, 1),
+        (r"a = 30 / 5 = 7 \text{ m/s}^2", 1, 1),
         ("4 * 5 = 21 lbs", 1, 1),
     ],
     "sqrt( ) in plain text": [
@@ -158,6 +164,9 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         ("2/3 = 20 students", 0, 0),
         ("1 / 4 = 4", 1, 1),
         ("It costs 5/20 = 4 dollars", 1, 1),
+        ("So 5/30 = 6 groups", 1, 1),
+        ("the price is 5/20 = 4 dollars", 1, 1),
+        ("1/3 = 3 students", 0, 0),
     ],
     "words near a sum": [
         ("On the first day 7 * 2 = 15 geese fly.", 1, 1),
@@ -194,6 +203,9 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
         ("2 kg + 500 g = 2600 g", 1, 1),
         ("1 year + 6 months = 18 months", 1, 0),
         ("1.5 hours + 30 minutes = 2 hours", 1, 0),
+        ("2 hours + 30 minutes = 2 hours 40 minutes", 1, 1),
+        ("45 minutes + 30 minutes = 1 hour and 20 minutes", 1, 1),
+        ("24 hours - (9 hours sleeping + 7 hours working) = 9 hours", 1, 1),
     ],
     "prose inside an operand": [
         ("He has 24 hours in a day - (8 hours + 6 hours) = 11 hours", 1, 1),
@@ -205,6 +217,7 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
     "pi": [
         (r"60\pi / 240\pi = 0.25", 1, 0),
         (r"12\pi + 3\pi = 16\pi", 1, 1),
+        (r"24\pi - 9\pi = 16\pi", 1, 1),
         (r"\pi \cdot 3^2 = 9\pi", 1, 0),
         (r"\pi(3)^2 = 10\pi", 1, 1),
         (r"2\pi = 6", 0, 0),
@@ -214,6 +227,7 @@ KINDS: dict[str, list[tuple[str, int, int]]] = {
     ],
     "absolute values": [
         ("|3 - 5| = 3", 1, 1),
+        (r"\lvert 3-8 \rvert = 6", 1, 1),
         ("|3 - 5| = 2", 1, 0),
         ("|-4| + 2 = 7", 1, 1),
         ("| 3 | 4 | = 7", 0, 0),

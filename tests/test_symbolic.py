@@ -52,6 +52,7 @@ SAME = [
     (r"\sin 30^\circ", r"\frac12"),
     (r"90^\circ - \alpha", r"\frac{\pi}{2} - \alpha"),
     (r"\arctan 1", r"45^\circ"),
+    (r"120 \text{ degrees}", r"\frac{2\pi}{3}"),
     ("2pi/3", r"\frac{2\pi}{3}"),
     ("2x+2y=10", "x+y=5"),
     (r"x < -\sqrt2 \text{ or } x > \sqrt2", r"(-\infty, -\sqrt2) \cup (\sqrt2, \infty)"),
@@ -93,6 +94,7 @@ DIFFERENT = [
     ("x", "|x|"),
     (r"\sqrt{x^2}", "x"),
     ("x^2=4", "x=2"),
+    ("y' = 2x", "y=2x"),
     ("x=1, y=3", "(3,1)"),
     (r"y=2, x=\sqrt9", "(2,3)"),
     # a list, a vector and an equation that sympy cannot solve are not what happens to look alike
