@@ -28,6 +28,7 @@ class Reload:
         self._model_config = model_config
         self._expected = {name for name, _ in model.named_parameters()}
         self._taken: set[str] = set()
+        self._names_what_it_takes = True
         _repack_experts(model)
         initialize_layerwise_reload(model)
 
@@ -36,11 +37,14 @@ class Reload:
         taken = self._model.load_weights(weights)
         # Most models say which parameters they took, and an empty set where they took none; the others say None, and
         # leave it to their layers.
+        self._names_what_it_takes &= taken is not None
         self._taken |= self._expected if taken is None else set(taken)
 
     def left_out(self) -> list[str]:
         """Parameters that no piece has held so far."""
-        return sorted((self._expected - self._taken) | self._untouched())
+        # A layer may rightly stay without a number: the last ranks of a tensor-parallel group may hold nothing but the
+        # padding of a small vocabulary.
+        return sorted((self._expected - self._taken) | (set() if self._names_what_it_takes else self._untouched()))
 
     def finish(self) -> None:
         """Put the loaded layers in place."""
