@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from clipo_ds.distributed import Ranks
@@ -24,6 +25,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # No test may depend on a hub, and a wrong model path must fail at once instead of after retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Its deadline is of the clock on the wall, which says more of what else the machine does than of the code.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
